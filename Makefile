@@ -1,0 +1,133 @@
+# linnet: `make help` lists the targets. Sources are found by wildcard: a room's new file is built
+# as soon as it is there. Objects go to build/, dependencies are tracked by the compiler (-MMD).
+MAKEFLAGS += -r
+BUILD ?= build
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+ifeq ($(origin CXX),default)
+CXX := g++
+endif
+ARCH := $(shell uname -m)
+
+CFLAGS ?= -O2 -g
+WARN := -Wall -Wextra -Werror
+COMMON := $(WARN) -D_GNU_SOURCE -fPIC -fvisibility=hidden -fstack-protector-strong -fopenmp -MMD -MP
+# No contraction: a*b+c is two roundings unless the source says fma, so every compiler and
+# instruction set computes the same bits.
+FLOAT := -ffp-contract=off -fno-math-errno
+SAN ?=
+ifneq ($(SAN),)
+COMMON += -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
+LDSAN := -fsanitize=$(SAN)
+else
+COMMON += -D_FORTIFY_SOURCE=2
+endif
+PKGS := sentencepiece libpcre2-8
+PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
+LIBS = $(shell pkg-config --libs $(PKGS)) -fopenmp -lm -lstdc++
+CLI_LIBS = $(shell pkg-config --libs jansson)
+
+ROOMS := weights tokenizer attention kernels_cpu session
+KERNELS_X86 := kernels_cpu/avx2.c kernels_cpu/avx512.c
+LIB_SRC := $(wildcard *.c $(ROOMS:%=%/*.c) $(ROOMS:%=%/*.cc))
+LIB_SRC := $(filter-out run.c,$(LIB_SRC))
+ifneq ($(ARCH),x86_64)
+LIB_SRC := $(filter-out $(KERNELS_X86),$(LIB_SRC))
+endif
+CLI_SRC := run.c $(wildcard cli/*.c)
+LIB_OBJ := $(LIB_SRC:%=$(BUILD)/%.o)
+CLI_OBJ := $(CLI_SRC:%=$(BUILD)/%.o)
+TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
+
+.PHONY: all help demo chat deps test test-c test-cli test-export test-clients asan ubsan tsan fuzz \
+	format format-check install clean
+all: linnet
+	@command -v nvcc >/dev/null 2>&1 && [ -d kernels_cuda ] || \
+		echo "built for the CPU alone (this version has no CUDA backend yet)"
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: deps ## install what is needed, build, fetch a small real model and answer a question
+	@$(MAKE) --no-print-directory all
+	@scripts/demo.sh
+
+chat: deps ## talk to the demo's model
+	@$(MAKE) --no-print-directory all
+	@./linnet chat "$$(scripts/demo.sh --path)"
+
+deps: ## install the Debian packages and the Python environment of the exporter
+	@scripts/deps.sh
+
+linnet: $(CLI_OBJ) $(BUILD)/liblinnet.a
+	$(CC) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS)
+
+$(BUILD)/linnet: $(CLI_OBJ) $(BUILD)/liblinnet.a
+	$(CC) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS)
+
+$(BUILD)/liblinnet.a: $(LIB_OBJ)
+	@rm -f $@
+	ar rcs $@ $^
+
+$(BUILD)/kernels_cpu/avx2.c.o: ISA := -O3 -mavx2 -mfma -mf16c
+$(BUILD)/kernels_cpu/avx512.c.o: ISA := -O3 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl \
+	-mavx512dq -mavx512vnni -mprefer-vector-width=512
+$(BUILD)/%.c.o: %.c
+	@mkdir -p $(@D)
+	$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(ISA) $(PKG_CFLAGS) -c -o $@ $<
+
+$(BUILD)/%.cc.o: %.cc
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 $(CFLAGS) $(COMMON) $(FLOAT) $(PKG_CFLAGS) -c -o $@ $<
+
+$(BUILD)/tests/%: tests/%.c $(BUILD)/liblinnet.a
+	@mkdir -p $(@D)
+	$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS) -lcmocka
+
+test: deps ## everything that needs neither a GPU nor a download
+	@$(MAKE) --no-print-directory all
+	@scripts/test.sh
+
+test-c: $(TESTS) $(BUILD)/linnet ## the C tests alone, with the tools already there
+	@LINNET=$(BUILD)/linnet scripts/test.sh --c $(TESTS)
+
+test-clients: ## browser and other people's clients (none yet: the server comes later)
+	@echo "test-clients: no server in this version, nothing to run"
+
+asan: ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(MAKE) --no-print-directory BUILD=build/asan SAN=address,undefined CFLAGS="-O1 -g" test-c
+
+ubsan: ## the C tests under UndefinedBehaviorSanitizer alone (clang)
+	@$(MAKE) --no-print-directory BUILD=build/ubsan CC=clang CXX=clang++ SAN=undefined CFLAGS="-O1 -g" test-c
+
+fuzz: $(FUZZERS) ## a minute of each fuzz target (clang's libFuzzer)
+	@for f in $(FUZZERS); do echo "$$f"; mkdir -p build/fuzz/corpus/$$(basename $$f); \
+		$$f -max_total_time=$${FUZZ_SECONDS:-60} -rss_limit_mb=4096 -print_final_stats=0 \
+		build/fuzz/corpus/$$(basename $$f) || exit 1; done
+
+build/fuzz/%: tests/%.c
+	@mkdir -p $(@D)
+	@$(MAKE) --no-print-directory BUILD=build/fuzzlib CC=clang CXX=clang++ \
+		SAN=address,undefined,fuzzer-no-link CFLAGS="-O1 -g" build/fuzzlib/liblinnet.a
+	clang -std=c11 -O1 -g $(COMMON) $(FLOAT) -fsanitize=address,undefined,fuzzer -o $@ $< \
+		build/fuzzlib/liblinnet.a $(LIBS)
+
+FORMAT := $(shell git ls-files '*.c' '*.h' '*.cc' 2>/dev/null)
+format: ## clang-format every source
+	clang-format -i $(FORMAT)
+
+format-check:
+	clang-format --dry-run -Werror $(FORMAT)
+
+PREFIX ?= /usr/local
+install: linnet ## into PREFIX (default /usr/local); DESTDIR is honoured
+	install -D -m 755 linnet $(DESTDIR)$(PREFIX)/bin/linnet
+	install -D -m 644 linnet.h $(DESTDIR)$(PREFIX)/include/linnet.h
+	install -D -m 644 $(BUILD)/liblinnet.a $(DESTDIR)$(PREFIX)/lib/liblinnet.a
+
+clean: ## remove what was built
+	rm -rf build linnet
+
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d)
