@@ -1,0 +1,351 @@
+#include "sample.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Random numbers ---------------------------------------------------------------------- */
+
+void philox4x32_10(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
+    /* The paper's multipliers, and the Weyl steps of the key: the golden ratio and sqrt(3) - 1. */
+    const uint32_t m0 = 0xD2511F53, m1 = 0xCD9E8D57, w0 = 0x9E3779B9, w1 = 0xBB67AE85;
+    uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
+    uint32_t k0 = key[0], k1 = key[1];
+    for (int round = 0; round < 10; round++) {
+        uint64_t a = (uint64_t)m0 * c0, b = (uint64_t)m1 * c2;
+        c0 = (uint32_t)(b >> 32) ^ c1 ^ k0;
+        c2 = (uint32_t)(a >> 32) ^ c3 ^ k1;
+        c1 = (uint32_t)b;
+        c3 = (uint32_t)a;
+        k0 += w0;
+        k1 += w1;
+    }
+    out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
+}
+
+double sample_uniform(uint64_t seed, uint64_t position) {
+    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    const uint32_t counter[4] = {(uint32_t)position, (uint32_t)(position >> 32), 0, 0};
+    uint32_t r[4];
+    philox4x32_10(counter, key, r);
+    return (double)(((uint64_t)r[0] << 32 | r[1]) >> 11) * 0x1p-53;
+}
+
+/* ---- Settings ---------------------------------------------------------------------------- */
+
+linnet_status sample_check(const linnet_sampling *s, size_t n_ids, linnet_error *err) {
+    /* Written as !(inside), so that NaN is outside. */
+    if (!(s->temperature >= 0 && s->temperature <= SAMPLE_MAX_TEMPERATURE))
+        return fail(err, LINNET_ERR_ARGUMENT, "temperature must be in [0, %d], not %g",
+                    SAMPLE_MAX_TEMPERATURE, (double)s->temperature);
+    if (s->top_k < 0)
+        return fail(err, LINNET_ERR_ARGUMENT, "top_k must be >= 0 (0 = off), not %d", s->top_k);
+    if (!(s->top_p > 0 && s->top_p <= 1))
+        return fail(err, LINNET_ERR_ARGUMENT, "top_p must be in (0, 1] (1 = off), not %g",
+                    (double)s->top_p);
+    if (!(s->min_p >= 0 && s->min_p <= 1))
+        return fail(err, LINNET_ERR_ARGUMENT, "min_p must be in [0, 1] (0 = off), not %g",
+                    (double)s->min_p);
+    if (!(s->repeat_penalty > 0 && s->repeat_penalty < INFINITY))
+        return fail(err, LINNET_ERR_ARGUMENT,
+                    "repeat_penalty must be positive and finite (1 = off), not %g",
+                    (double)s->repeat_penalty);
+    if (s->repeat_last < 0)
+        return fail(err, LINNET_ERR_ARGUMENT, "repeat_last must be >= 0, not %d", s->repeat_last);
+    if (s->n_bias && !s->bias)
+        return fail(err, LINNET_ERR_ARGUMENT,
+                    "logit bias: %zu entries announced, but the list "
+                    "is NULL",
+                    s->n_bias);
+    for (size_t i = 0; i < s->n_bias; i++) {
+        const linnet_logit_bias *b = &s->bias[i];
+        if (b->token < 0 || (size_t)b->token >= n_ids)
+            return fail(err, LINNET_ERR_ARGUMENT,
+                        "logit bias: token %d is not in the model's vocabulary [0, %zu)", b->token,
+                        n_ids);
+        if (!(b->bias < INFINITY))
+            return fail(err, LINNET_ERR_ARGUMENT,
+                        "logit bias of token %d must be a number or -inf, not %g", b->token,
+                        (double)b->bias);
+    }
+    return LINNET_OK;
+}
+
+/* ---- Candidates -------------------------------------------------------------------------- */
+
+typedef struct {
+    double weight; /* exp((logit - largest logit) / temperature), not normalised */
+    float logit;
+    int32_t id;
+} candidate;
+
+enum { N_INLINE = 256 };
+
+/* What may be drawn. `at` is `few` or an allocation. */
+typedef struct {
+    candidate *at;
+    size_t n;
+    candidate few[N_INLINE];
+} candidates;
+
+/* True if a stands before b: larger logit, lower id among equals. A total order. */
+static inline bool before(const candidate *a, const candidate *b) {
+    return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
+}
+
+/* Restores the heap property below c[i]: at the root stands the candidate that is before all
+ * others (sign = 1) or after all others (sign = -1). */
+static void sift_down(candidate *c, size_t n, size_t i, int sign) {
+    const candidate x = c[i];
+    for (size_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n &&
+            (sign > 0 ? before(&c[child + 1], &c[child]) : before(&c[child], &c[child + 1])))
+            child++;
+        if (sign > 0 ? !before(&c[child], &x) : !before(&x, &c[child])) break;
+        c[i] = c[child];
+    }
+    c[i] = x;
+}
+
+static void heapify(candidate *c, size_t n, int sign) {
+    for (size_t i = n / 2; i-- > 0;)
+        sift_down(c, n, i, sign);
+}
+
+static int by_id(const void *a, const void *b) {
+    int32_t x = ((const candidate *)a)->id, y = ((const candidate *)b)->id;
+    return (x > y) - (x < y);
+}
+
+/* e^x for x <= 0, 0 below -708 (e^-708 = 3e-308). x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its
+ * Taylor series to r^13 (the rest is < 5e-18); 2^n through the exponent bits. Only additions and
+ * multiplications, so the same bits wherever double is IEEE 754. */
+static double exp_negative(double x) {
+    const double shift = 0x1.8p52; /* adding it rounds to an integer, found in the low bits */
+    double y = x < -708 ? -708 : x;
+    double k = y * 0x1.71547652b82fep+0 + shift; /* 1 / ln 2 */
+    uint64_t n;
+    memcpy(&n, &k, sizeof n);
+    k -= shift;
+    double r = y - k * 0x1.62e42fefa0000p-1 - k * 0x1.cf79abc9e3b3ap-40; /* ln 2 in two parts */
+    double e = 1.0 / 6227020800;
+    e = e * r + 1.0 / 479001600;
+    e = e * r + 1.0 / 39916800;
+    e = e * r + 1.0 / 3628800;
+    e = e * r + 1.0 / 362880;
+    e = e * r + 1.0 / 40320;
+    e = e * r + 1.0 / 5040;
+    e = e * r + 1.0 / 720;
+    e = e * r + 1.0 / 120;
+    e = e * r + 1.0 / 24;
+    e = e * r + 1.0 / 6;
+    e = e * r + 0.5;
+    e = e * r + 1.0;
+    e = e * r + 1.0;
+    uint64_t bits = (n + 1023) << 52; /* the magic number's own bits leave through the top */
+    double scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return x < -708 ? 0 : e * scale;
+}
+
+/* Bias and penalty applied to a copy of logits[n] (free it), or *out = NULL if nothing changes. */
+static linnet_status adjust(const linnet_sampling *s, const float *logits, size_t n,
+                            const int32_t *history, size_t n_history, float **out,
+                            linnet_error *err) {
+    *out = NULL;
+    size_t window = min_size(n_history, (size_t)s->repeat_last);
+    bool penalise = s->repeat_penalty != 1 && window > 0;
+    if (!penalise && s->n_bias == 0) return LINNET_OK;
+
+    float *x = malloc(n * sizeof *x);
+    uint8_t *seen = calloc(n / 8 + 1, 1); /* one bit for each id */
+    if (!x || !seen) {
+        free(x);
+        free(seen);
+        return fail(err, LINNET_ERR_MEMORY, "no memory to sample among %zu tokens", n);
+    }
+    memcpy(x, logits, n * sizeof *x);
+    for (size_t i = 0; i < s->n_bias; i++)
+        x[s->bias[i].token] += s->bias[i].bias;
+    for (size_t i = penalise ? n_history - window : n_history; i < n_history; i++) {
+        int32_t id = history[i];
+        if (id < 0 || (size_t)id >= n || seen[id / 8] >> (id % 8) & 1) continue;
+        seen[id / 8] |= (uint8_t)(1 << (id % 8));
+        x[id] = x[id] > 0 ? x[id] / s->repeat_penalty : x[id] * s->repeat_penalty;
+    }
+    free(seen);
+    *out = x;
+    return LINNET_OK;
+}
+
+/* The largest of x[n], the first among equals. */
+static linnet_status largest(const float *x, size_t n, bool adjusted, int32_t *best,
+                             linnet_error *err) {
+    float max = -INFINITY;
+    size_t at = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (x[i] > max) {
+            max = x[i];
+            at = i;
+        } else if (x[i] != x[i]) {
+            return fail(err, LINNET_ERR_NUMERIC, "logits: row %zu of %zu is NaN%s", i, n,
+                        adjusted ? " (after logit bias and repetition penalty)" : "");
+        }
+    }
+    if (max == INFINITY)
+        return fail(err, LINNET_ERR_NUMERIC, "logits: row %zu of %zu is +infinity%s", at, n,
+                    adjusted ? " (after logit bias and repetition penalty)" : "");
+    if (max == -INFINITY)
+        return fail(err, LINNET_ERR_NUMERIC,
+                    "logits: all %zu rows are -infinity%s, no token is left to pick", n,
+                    adjusted ? " (after logit bias and repetition penalty)" : "");
+    *best = (int32_t)at;
+    return LINNET_OK;
+}
+
+/* The k < n largest of x, in any order: a heap with the least of them at the root. */
+static void select_top(const float *x, size_t n, size_t k, candidate *c) {
+    for (size_t i = 0; i < k; i++)
+        c[i] = (candidate){0, x[i], (int32_t)i};
+    heapify(c, k, -1);
+    for (size_t i = k; i < n; i++) {
+        if (x[i] <= c[0].logit) continue; /* an equal one has the higher id */
+        c[0] = (candidate){0, x[i], (int32_t)i};
+        sift_down(c, k, 0, -1);
+    }
+}
+
+/* Drops what top-p and min-p drop from c[n], which is in order of ids and whose best weight is 1;
+ * `total` is the mass of all. The order of ids is kept. Returns the new count. */
+static size_t filter(candidate *c, size_t n, double top_p, double min_p, double total) {
+    /* Tokens lighter than (1 - top_p) * total / n weigh less than (1 - top_p) * total together, so
+     * without them the rest still reaches top_p * total: the nucleus has none of them. The
+     * factor leaves room for rounding. */
+    double floor = top_p < 1 ? (1 - top_p) * total / (double)n * (1 - 1e-9) : 0;
+    if (min_p > floor) floor = min_p;
+    size_t kept = 0;
+    for (size_t i = 0; i < n; i++)
+        if (c[i].weight >= floor) c[kept++] = c[i];
+    if (top_p == 1) return kept;
+
+    /* Take the largest from a heap until their mass is enough; they gather at the end of c. */
+    double mass = 0;
+    size_t left = kept;
+    heapify(c, left, 1);
+    while (left > 0 && mass < top_p * total) {
+        candidate best = c[0];
+        mass += best.weight;
+        c[0] = c[--left];
+        if (left > 0) sift_down(c, left, 0, 1);
+        c[left] = best;
+    }
+    memmove(c, c + left, (kept - left) * sizeof *c);
+    qsort(c, kept - left, sizeof *c, by_id);
+    return kept - left;
+}
+
+/* Everything before the draw: fills *c with what may be drawn, in order of ids, with weights. */
+static linnet_status candidates_of(const linnet_sampling *s, const float *logits, size_t n_rows,
+                                   size_t n_vocab, const int32_t *history, size_t n_history,
+                                   candidates *c, linnet_error *err) {
+    c->at = c->few;
+    c->n = 0;
+    if (!s || !logits || (!history && n_history))
+        return fail(err, LINNET_ERR_ARGUMENT, "sampling: %s is NULL",
+                    !s        ? "the settings pointer"
+                    : !logits ? "the logits pointer"
+                              : "the history");
+    size_t n = n_vocab ? min_size(n_vocab, n_rows) : n_rows;
+    if (n == 0 || n > INT32_MAX)
+        return fail(err, LINNET_ERR_ARGUMENT,
+                    "sampling: the number of rows of logits must be in [1, %d], not %zu", INT32_MAX,
+                    n);
+    linnet_status status = sample_check(s, n, err);
+    if (status) return status;
+
+    float *adjusted;
+    int32_t best = 0;
+    status = adjust(s, logits, n, history, n_history, &adjusted, err);
+    if (status) return status;
+    const float *x = adjusted ? adjusted : logits;
+    status = largest(x, n, adjusted != NULL, &best, err);
+    if (status) goto done;
+
+    if (s->temperature == 0) {
+        c->few[0] = (candidate){1, x[best], best};
+        c->n = 1;
+        goto done;
+    }
+
+    size_t count = s->top_k > 0 ? min_size(n, (size_t)s->top_k) : n;
+    if (count > N_INLINE) {
+        size_t bytes;
+        c->at = mul_size(count, sizeof *c->at, &bytes) ? malloc(bytes) : NULL;
+        if (!c->at) {
+            status = fail(err, LINNET_ERR_MEMORY, "no memory to sample among %zu tokens", count);
+            goto done;
+        }
+    }
+    if (count < n) {
+        select_top(x, n, count, c->at);
+        qsort(c->at, count, sizeof *c->at, by_id);
+    } else {
+        for (size_t i = 0; i < n; i++)
+            c->at[i] = (candidate){0, x[i], (int32_t)i};
+    }
+    double max = x[best], per_temperature = 1 / (double)s->temperature, total = 0;
+    for (size_t i = 0; i < count; i++) {
+        c->at[i].weight = exp_negative(((double)c->at[i].logit - max) * per_temperature);
+        total += c->at[i].weight;
+    }
+    c->n = s->top_p < 1 || s->min_p > 0
+               ? filter(c->at, count, (double)s->top_p, (double)s->min_p, total)
+               : count;
+done:
+    free(adjusted);
+    return status;
+}
+
+static void candidates_free(candidates *c) {
+    if (c->at != c->few) free(c->at);
+}
+
+static double mass_of(const candidates *c) {
+    double mass = 0;
+    for (size_t i = 0; i < c->n; i++)
+        mass += c->at[i].weight;
+    return mass;
+}
+
+linnet_status sample_token(const linnet_sampling *s, const float *logits, size_t n_rows,
+                           size_t n_vocab, const int32_t *history, size_t n_history, int32_t *token,
+                           linnet_error *err) {
+    candidates c;
+    linnet_status status = candidates_of(s, logits, n_rows, n_vocab, history, n_history, &c, err);
+    if (!status) {
+        double point = sample_uniform(s->seed, n_history) * mass_of(&c), cumulative = 0;
+        for (size_t i = 0; i < c.n; i++) {
+            if (c.at[i].weight == 0) continue;
+            *token = c.at[i].id; /* the last one stays if rounding made point = mass */
+            cumulative += c.at[i].weight;
+            if (cumulative > point) break;
+        }
+    }
+    candidates_free(&c);
+    return status;
+}
+
+linnet_status sample_distribution(const linnet_sampling *s, const float *logits, size_t n_rows,
+                                  size_t n_vocab, const int32_t *history, size_t n_history,
+                                  double *p, linnet_error *err) {
+    candidates c;
+    linnet_status status = candidates_of(s, logits, n_rows, n_vocab, history, n_history, &c, err);
+    if (!status) {
+        double mass = mass_of(&c);
+        memset(p, 0, n_rows * sizeof *p);
+        for (size_t i = 0; i < c.n; i++)
+            p[c.at[i].id] = c.at[i].weight / mass;
+    }
+    candidates_free(&c);
+    return status;
+}
