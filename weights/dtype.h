@@ -39,7 +39,7 @@ size_t dtype_row_bytes(dtype type, size_t n);
 
 /* n elements (a multiple of the block) from `src` to float32. */
 void dequantize_row(dtype type, const void *src, float *dst, size_t n);
-/* n float32 (a multiple of the block) to `type`; supports every dtype but Q5_1 and Q5_K. */
+/* n float32 (a multiple of the block), all finite, to `type`. */
 void quantize_row(dtype type, const float *src, void *dst, size_t n);
 
 float f16_to_f32(uint16_t h);

@@ -2,7 +2,11 @@
  *
  * The parser checks structure only: counts, lengths, offsets, uniqueness, that tensors lie inside
  * the file, aligned and without overlap. What the values mean is the caller's concern (model.c).
- * All strings point into the header bytes and are not NUL-terminated. */
+ * All strings point into the header bytes and are not NUL-terminated (keys are).
+ *
+ * A mapped file that another program shortens while it is open ends this process with SIGBUS when
+ * a lost page is touched; no_mmap reports it as an error instead. Replacing a file by rename, as
+ * gguf_write.h does, is safe. */
 #ifndef GGUF_H
 #define GGUF_H
 
@@ -19,11 +23,11 @@ typedef struct {
 } gguf_str;
 
 typedef struct {
-    gguf_str key;
+    gguf_str key;        /* not empty, no control characters, NUL-terminated */
     gguf_type type;      /* GGUF_ARRAY: `element` and `count` describe it */
     gguf_type element;   /* never GGUF_ARRAY: nested arrays are refused */
     uint64_t count;      /* 1 for scalars */
-    const uint8_t *data; /* the first value, unaligned, little-endian */
+    const uint8_t *data; /* the first value, unaligned, little-endian; a string's u64 length first */
     uint64_t bytes;      /* of all values */
 } gguf_kv;
 
@@ -39,6 +43,9 @@ typedef struct {
 
 typedef struct gguf gguf;
 
+/* Sanity limits: more than any real model has, little enough to bound memory. */
+enum { GGUF_MAX_KEYS = 65536, GGUF_MAX_TENSORS = 65536, GGUF_MAX_KEY_BYTES = 65535 };
+
 /* Maps (or, with no_mmap, opens) and parses the file. The header stays in memory until close. */
 linnet_status gguf_open(gguf **out, const char *path, bool no_mmap, linnet_error *err);
 void gguf_close(gguf *g);
@@ -47,6 +54,11 @@ linnet_status gguf_open_memory(gguf **out, const void *data, size_t bytes, const
                                linnet_error *err);
 
 const char *gguf_path(const gguf *g);
+/* The end of a path, short enough to leave room for the rest of a message. */
+const char *gguf_short_path(const char *path);
+/* The name of a value type ("u32", "string", ...). */
+const char *gguf_type_name(gguf_type type);
+uint32_t gguf_alignment(const gguf *g);
 uint64_t gguf_file_bytes(const gguf *g);
 size_t gguf_n_kv(const gguf *g);
 const gguf_kv *gguf_kv_at(const gguf *g, size_t i);
@@ -70,12 +82,15 @@ linnet_status gguf_get_str(const gguf *g, const char *key, bool required, gguf_s
 /* NULL in *out if absent; an error if it is not an array of `element`. */
 linnet_status gguf_get_array(const gguf *g, const char *key, gguf_type element, bool required,
                              const gguf_kv **out, linnet_error *err);
-/* String i of a string array, walking from *cursor (start with 0), which it advances. */
+/* The next string of a string array (or scalar), walking from *cursor (start with 0), which it
+ * advances; {NULL, 0} past the last. */
 gguf_str gguf_next_str(const gguf_kv *array, size_t *cursor);
-/* Value i < count of an integer or float array (or scalar, i = 0) of any numeric type. */
+/* Value i < count of an integer or float array (or scalar, i = 0) of any numeric type or bool.
+ * Integers beyond int64 and floats are cut to its range; 0 for strings. */
 int64_t gguf_int_at(const gguf_kv *kv, uint64_t i);
 double gguf_float_at(const gguf_kv *kv, uint64_t i);
-/* The value as text for people ("[49152 x string: <|endoftext|>, ...]"), cut to `size`. */
+/* The value as one line of valid UTF-8 for people ("[49152 x string: <|endoftext|>, ...]"), cut to
+ * `size`; control characters and invalid bytes appear as \\n, \\xNN. */
 void gguf_kv_text(const gguf_kv *kv, char *out, size_t size);
 
 /* `bytes` bytes at `offset` inside tensor t: a pointer into the map, or `scratch` after reading
