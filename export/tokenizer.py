@@ -1,0 +1,2 @@
+def load_tokenizer(path, config, n_rows, required):
+    return None
