@@ -491,6 +491,9 @@ static void equal_logits_and_one_token(void **state) {
     assert_int_equal(kept(s, equal, 10), 10);
     s.top_p = 0.45f; /* 4.5 tokens of ten: the fifth crosses it */
     assert_int_equal(kept(s, equal, 10), 5);
+    s.top_p = 0.5f; /* five of ten are exactly enough */
+    assert_int_equal(kept(s, equal, 10), 5);
+    s.top_p = 0.45f;
     s.top_k = 3; /* of three, 45 % are two */
     assert_int_equal(kept(s, equal, 10), 2);
     double p[10];
@@ -605,6 +608,19 @@ static void logits_at_the_ends_of_float(void **state) {
     assert_true(p[2] == 0);
 }
 
+static void weights_are_exponentials(void **state) {
+    (void)state;
+    linnet_sampling s = DEFAULTS;
+    s.temperature = 1;
+    for (int i = 0; i < 20000; i++) {
+        const float logits[] = {0, (float)i * -0.035f}; /* down to -700 */
+        double p[2];
+        assert_int_equal(sample_distribution(&s, logits, 2, 0, NULL, 0, p, NULL), 0);
+        /* Six roundings of 2^-53 and the series' rest. */
+        assert_true(fabsl(p[1] / p[0] / expl((long double)logits[1]) - 1) < 7e-16L);
+    }
+}
+
 static void penalty_and_bias(void **state) {
     (void)state;
     const float logits[] = {4, -4, 0, 3.9f};
@@ -696,6 +712,7 @@ int main(void) {
         cmocka_unit_test(rows_without_a_token_are_ignored),
         cmocka_unit_test(logits_that_are_no_numbers),
         cmocka_unit_test(logits_at_the_ends_of_float),
+        cmocka_unit_test(weights_are_exponentials),
         cmocka_unit_test(penalty_and_bias),
         cmocka_unit_test(drawn_by_seed_and_position_alone),
         cmocka_unit_test(arguments_that_are_missing),
