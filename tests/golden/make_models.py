@@ -216,6 +216,7 @@ def build(name):
     else:
         kind = name.removeprefix("llama_")
         config = TIED if kind == "q4_0" else BLOCKS
+        config.num_hidden_layers = 1 if kind in ("f16", "bf16") else 2
         model = fill(LlamaForCausalLM(config), name)
         save(name, model, 40, config.vocab_size, "f32" if kind == "q4_1" else kind,
              to_q4_1 if kind == "q4_1" else None)
