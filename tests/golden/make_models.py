@@ -49,8 +49,8 @@ MODELS = {
         rope_parameters=rope("llama3", 500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
                              original_max_position_embeddings=64)), 150),
     "llama_mqa_linear": (LlamaForCausalLM, LlamaConfig(
-        **{**SMALL, "num_attention_heads": 4, "num_key_value_heads": 1}, head_dim=16,
-        tie_word_embeddings=False, rope_parameters=rope("linear", factor=2.5)), 80),
+        **{**SMALL, "num_attention_heads": 4, "num_key_value_heads": 1, "intermediate_size": 48},
+        head_dim=16, tie_word_embeddings=False, rope_parameters=rope("linear", factor=2.5)), 80),
     "llama_bias_yarn": (LlamaForCausalLM, LlamaConfig(
         **SMALL, head_dim=8, tie_word_embeddings=False, attention_bias=True, mlp_bias=True,
         rope_parameters=rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=64,
@@ -63,7 +63,7 @@ MODELS = {
         use_sliding_window=True, sliding_window=20, max_window_layers=1,
         rope_parameters=rope(theta=1e6)), 140),
     "qwen3_yarn": (Qwen3ForCausalLM, Qwen3Config(
-        **SMALL, head_dim=12, tie_word_embeddings=False,
+        **{**SMALL, "intermediate_size": 48}, head_dim=12, tie_word_embeddings=False,
         rope_parameters=rope("yarn", 1e4, factor=4.0, original_max_position_embeddings=32)), 80),
     "gpt2": (GPT2LMHeadModel, GPT2Config(
         vocab_size=144, n_embd=48, n_head=3, n_layer=2, n_positions=160, n_inner=100,
