@@ -1,0 +1,14 @@
+/* The commands: each takes its own argv (argv[0] is its name) and returns the exit code. */
+#ifndef CLI_COMMANDS_H
+#define CLI_COMMANDS_H
+
+int command_run(int argc, char **argv);
+int command_chat(int argc, char **argv);
+int command_info(int argc, char **argv);
+int command_tokenize(int argc, char **argv);
+int command_detokenize(int argc, char **argv);
+int command_logits(int argc, char **argv);
+int command_perplexity(int argc, char **argv);
+int command_quantize(int argc, char **argv);
+
+#endif

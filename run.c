@@ -1,0 +1,92 @@
+/* linnet: the command line. It stands on linnet.h alone, as any other program would.
+ *
+ * A map for reading, in the order in which a token is made:
+ *   linnet.h            the public interface: model, session, feed, sample, generate
+ *   run.c               this file: commands by name
+ *   cli/run.c           `linnet run`: open, tokenize, feed the prompt, generate
+ *   weights/            the model file: GGUF reading and writing, dtypes, quantization
+ *   model.h, model.c    what a model is: its config, weights, the table of mixers
+ *   tokenizer/          text <-> ids: SentencePiece, byte-level BPE, chat templates
+ *   session/            tokens, state, sampling, generation
+ *   attention/          one file per mixer
+ *   kernels_cpu/        the forward pass and its hot loops, by instruction set
+ *   cli/                the other commands: flags.c parses for all of them, engine.c opens models
+ *   export/             Python: checkpoints -> model files
+ *   tests/, bench/, docs/
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/talk.h"
+
+typedef struct {
+    const char *name;
+    int (*run)(int argc, char **argv); /* NULL: not in this version */
+    const char *help;
+} command;
+
+static const command commands[] = {
+    {"run", command_run, "continue a text"},
+    {"chat", command_chat, "talk"},
+    {"info", command_info, "what a model file holds"},
+    {"tokenize", command_tokenize, "text to token ids"},
+    {"detokenize", command_detokenize, "token ids to text"},
+    {"logits", command_logits, "the model's output for a sequence of ids, as .npy"},
+    {"perplexity", command_perplexity, "how well a model predicts a text"},
+    {"quantize", command_quantize, "rewrite a model file with smaller weights"},
+    {"bench", NULL, "speed"},
+    {"recall", NULL, "accuracy on in-context lookup"},
+    {"pareto", NULL, "recall against speed and state, as a picture"},
+    {"serve", NULL, "an OpenAI-compatible server"},
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+static void print_help(FILE *out) {
+    fprintf(out, "usage: linnet COMMAND ...\n\nlinnet " LINNET_VERSION
+                 ": runs language models from one GGUF file.\n\n");
+    for (int later = 0; later < 2; later++) {
+        if (later) fprintf(out, "\nnot in this version yet:\n");
+        for (int i = 0; i < N_COMMANDS; i++)
+            if ((commands[i].run == NULL) == later)
+                fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].help);
+    }
+    fprintf(out,
+            "\nlinnet COMMAND --help tells its flags. Text goes to standard output, all else "
+            "to stderr.\nExit code: 0 it worked, 1 it did not, 2 the command line is wrong.\n");
+}
+
+static int not_yet(const command *c, int argc, char **argv) {
+    for (int i = 1; i < argc; i++)
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
+            printf("linnet %s (%s) is not in this version; a later one brings it.\n", c->name,
+                   c->help);
+            return finish_stdout();
+        }
+    complain("%s is not in this version; a later one brings it", c->name);
+    return EXIT_MISUSED;
+}
+
+int main(int argc, char **argv) {
+    prepare_process();
+    if (argc < 2) {
+        print_help(stderr);
+        return EXIT_MISUSED;
+    }
+    const char *name = argv[1];
+    if (!strcmp(name, "--help") || !strcmp(name, "-h") || !strcmp(name, "help")) {
+        print_help(stdout);
+        return finish_stdout();
+    }
+    if (!strcmp(name, "--version")) {
+        printf("linnet " LINNET_VERSION "\n");
+        return finish_stdout();
+    }
+    for (int i = 0; i < N_COMMANDS; i++) {
+        if (strcmp(name, commands[i].name)) continue;
+        if (!commands[i].run) return not_yet(&commands[i], argc - 1, argv + 1);
+        return commands[i].run(argc - 1, argv + 1);
+    }
+    return misused("", name[0] == '-' ? "unknown flag %s" : "unknown command '%s'", name);
+}
