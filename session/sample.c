@@ -93,23 +93,28 @@ static inline bool before(const candidate *a, const candidate *b) {
     return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
 }
 
-/* Restores the heap property below c[i]: at the root stands the candidate that is before all
- * others (sign = 1) or after all others (sign = -1). */
-static void sift_down(candidate *c, size_t n, size_t i, int sign) {
+/* Restores the heap property below c[i]: at the root stands the candidate after all others. */
+static void sift_down(candidate *c, size_t n, size_t i) {
     const candidate x = c[i];
     for (size_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n &&
-            (sign > 0 ? before(&c[child + 1], &c[child]) : before(&c[child], &c[child + 1])))
-            child++;
-        if (sign > 0 ? !before(&c[child], &x) : !before(&x, &c[child])) break;
+        if (child + 1 < n && before(&c[child], &c[child + 1])) child++;
+        if (!before(&x, &c[child])) break;
         c[i] = c[child];
     }
     c[i] = x;
 }
 
-static void heapify(candidate *c, size_t n, int sign) {
-    for (size_t i = n / 2; i-- > 0;)
-        sift_down(c, n, i, sign);
+/* The k < n largest of x, in any order. */
+static void select_top(const float *x, size_t n, size_t k, candidate *c) {
+    for (size_t i = 0; i < k; i++)
+        c[i] = (candidate){0, x[i], (int32_t)i};
+    for (size_t i = k / 2; i-- > 0;)
+        sift_down(c, k, i);
+    for (size_t i = k; i < n; i++) {
+        if (x[i] <= c[0].logit) continue; /* an equal one has the higher id */
+        c[0] = (candidate){0, x[i], (int32_t)i};
+        sift_down(c, k, 0);
+    }
 }
 
 static int by_id(const void *a, const void *b) {
@@ -117,35 +122,89 @@ static int by_id(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* e^x for x <= 0, 0 below -708 (e^-708 = 3e-308). x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its
- * Taylor series to r^13 (the rest is < 5e-18); 2^n through the exponent bits. Only additions and
+/* The candidate at which the running sum of weights, from the first on, reaches `target`; the last
+ * one if the sum stays below. Quickselect (Hoare 1961) on sums instead of ranks: O(n) expected, for
+ * every input, because the pivots are random numbers. Reorders c. */
+static candidate crossing(candidate *c, size_t n, double target) {
+    double above = 0;
+    uint32_t random = 1;
+    while (n > 1) {
+        random = random * 1664525 + 1013904223;
+        size_t at = (size_t)((uint64_t)random * n >> 32), first = 0;
+        const candidate pivot = c[at];
+        c[at] = c[n - 1];
+        double mass = 0;
+        for (size_t i = 0; i < n - 1; i++) {
+            if (!before(&c[i], &pivot)) continue;
+            candidate swap = c[i];
+            c[i] = c[first];
+            c[first++] = swap;
+            mass += swap.weight;
+        }
+        c[n - 1] = c[first]; /* the pivot goes between those before it and those after it */
+        c[first] = pivot;
+        if (first > 0 && above + mass >= target) {
+            n = first;
+        } else if (above + mass + pivot.weight >= target || first + 1 == n) {
+            return pivot;
+        } else {
+            above += mass + pivot.weight;
+            c += first + 1;
+            n -= first + 1;
+        }
+    }
+    return c[0];
+}
+
+/* Keeps of c[*n], in order of ids, what is not after the crossing of `target`. */
+static linnet_status keep_to_crossing(candidate *c, size_t *n, double target, linnet_error *err) {
+    candidate *work = malloc(*n * sizeof *work);
+    if (!work) return fail(err, LINNET_ERR_MEMORY, "no memory to sample among %zu tokens", *n);
+    memcpy(work, c, *n * sizeof *work);
+    const candidate last = crossing(work, *n, target);
+    free(work);
+    size_t kept = 0;
+    for (size_t i = 0; i < *n; i++)
+        if (!before(&last, &c[i])) c[kept++] = c[i];
+    *n = kept;
+    return LINNET_OK;
+}
+
+enum { LEAST_EXPONENT = -708 }; /* e^-708 = 3e-308: what is below weighs nothing */
+
+/* x[i] = e^x[i] for x[i] in [LEAST_EXPONENT, 0]. x = k ln 2 + r with |r| <= ln 2 / 2; e^r by its
+ * Taylor series to r^13 (the rest is < 5e-18); 2^k through the exponent bits. Only additions and
  * multiplications, so the same bits wherever double is IEEE 754. */
-static double exp_negative(double x) {
+static void exponentials(double *x, size_t n) {
     const double shift = 0x1.8p52; /* adding it rounds to an integer, found in the low bits */
-    double y = x < -708 ? -708 : x;
-    double k = y * 0x1.71547652b82fep+0 + shift; /* 1 / ln 2 */
-    uint64_t n;
-    memcpy(&n, &k, sizeof n);
-    k -= shift;
-    double r = y - k * 0x1.62e42fefa0000p-1 - k * 0x1.cf79abc9e3b3ap-40; /* ln 2 in two parts */
-    double e = 1.0 / 6227020800;
-    e = e * r + 1.0 / 479001600;
-    e = e * r + 1.0 / 39916800;
-    e = e * r + 1.0 / 3628800;
-    e = e * r + 1.0 / 362880;
-    e = e * r + 1.0 / 40320;
-    e = e * r + 1.0 / 5040;
-    e = e * r + 1.0 / 720;
-    e = e * r + 1.0 / 120;
-    e = e * r + 1.0 / 24;
-    e = e * r + 1.0 / 6;
-    e = e * r + 0.5;
-    e = e * r + 1.0;
-    e = e * r + 1.0;
-    uint64_t bits = (n + 1023) << 52; /* the magic number's own bits leave through the top */
-    double scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return x < -708 ? 0 : e * scale;
+#ifndef __clang__                  /* which vectorises it unasked, and warns where it cannot */
+#pragma omp simd
+#endif
+    for (size_t i = 0; i < n; i++) {
+        union {
+            double f;
+            uint64_t bits;
+        } k = {x[i] * 0x1.71547652b82fep+0 + shift}, scale; /* 1 / ln 2 */
+        double whole = k.f - shift;
+        /* ln 2 in two parts, the first short enough for an exact product */
+        double r = x[i] - whole * 0x1.62e42fefa0000p-1 - whole * 0x1.cf79abc9e3b3ap-40;
+        double e = 1.0 / 6227020800;
+        e = e * r + 1.0 / 479001600;
+        e = e * r + 1.0 / 39916800;
+        e = e * r + 1.0 / 3628800;
+        e = e * r + 1.0 / 362880;
+        e = e * r + 1.0 / 40320;
+        e = e * r + 1.0 / 5040;
+        e = e * r + 1.0 / 720;
+        e = e * r + 1.0 / 120;
+        e = e * r + 1.0 / 24;
+        e = e * r + 1.0 / 6;
+        e = e * r + 0.5;
+        e = e * r + 1.0;
+        e = e * r + 1.0;
+        scale.bits = (k.bits + 1023) << 52; /* the bits of `shift` leave through the top */
+        x[i] = e * scale.f;
+    }
 }
 
 /* Bias and penalty applied to a copy of logits[n] (free it), or *out = NULL if nothing changes. */
@@ -203,45 +262,40 @@ static linnet_status largest(const float *x, size_t n, bool adjusted, int32_t *b
     return LINNET_OK;
 }
 
-/* The k < n largest of x, in any order: a heap with the least of them at the root. */
-static void select_top(const float *x, size_t n, size_t k, candidate *c) {
-    for (size_t i = 0; i < k; i++)
-        c[i] = (candidate){0, x[i], (int32_t)i};
-    heapify(c, k, -1);
-    for (size_t i = k; i < n; i++) {
-        if (x[i] <= c[0].logit) continue; /* an equal one has the higher id */
-        c[0] = (candidate){0, x[i], (int32_t)i};
-        sift_down(c, k, 0, -1);
+/* Fills the weights of c[n] and returns their sum. In blocks, which compilers vectorise. */
+static double weigh(candidate *c, size_t n, double max, double temperature) {
+    enum { BLOCK = 64 };
+    double x[BLOCK], total = 0, per_temperature = 1 / temperature;
+    for (size_t from = 0; from < n; from += BLOCK) {
+        size_t count = min_size(BLOCK, n - from);
+        for (size_t i = 0; i < count; i++) {
+            double exponent = ((double)c[from + i].logit - max) * per_temperature;
+            c[from + i].weight = exponent;
+            x[i] = exponent > LEAST_EXPONENT ? exponent : LEAST_EXPONENT;
+        }
+        exponentials(x, count);
+        for (size_t i = 0; i < count; i++) {
+            c[from + i].weight = c[from + i].weight < LEAST_EXPONENT ? 0 : x[i];
+            total += c[from + i].weight;
+        }
     }
+    return total;
 }
 
-/* Drops what top-p and min-p drop from c[n], which is in order of ids and whose best weight is 1;
- * `total` is the mass of all. The order of ids is kept. Returns the new count. */
-static size_t filter(candidate *c, size_t n, double top_p, double min_p, double total) {
+/* Drops what top-p and min-p drop from c[*n], which is in order of ids, whose best weight is 1 and
+ * whose mass is `total`. The order of ids is kept. */
+static linnet_status filter(candidate *c, size_t *n, double top_p, double min_p, double total,
+                            linnet_error *err) {
     /* Tokens lighter than (1 - top_p) * total / n weigh less than (1 - top_p) * total together, so
      * without them the rest still reaches top_p * total: the nucleus has none of them. The
      * factor leaves room for rounding. */
-    double floor = top_p < 1 ? (1 - top_p) * total / (double)n * (1 - 1e-9) : 0;
+    double floor = top_p < 1 ? (1 - top_p) * total / (double)*n * (1 - 1e-9) : 0;
     if (min_p > floor) floor = min_p;
     size_t kept = 0;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < *n; i++)
         if (c[i].weight >= floor) c[kept++] = c[i];
-    if (top_p == 1) return kept;
-
-    /* Take the largest from a heap until their mass is enough; they gather at the end of c. */
-    double mass = 0;
-    size_t left = kept;
-    heapify(c, left, 1);
-    while (left > 0 && mass < top_p * total) {
-        candidate best = c[0];
-        mass += best.weight;
-        c[0] = c[--left];
-        if (left > 0) sift_down(c, left, 0, 1);
-        c[left] = best;
-    }
-    memmove(c, c + left, (kept - left) * sizeof *c);
-    qsort(c, kept - left, sizeof *c, by_id);
-    return kept - left;
+    *n = kept;
+    return top_p < 1 ? keep_to_crossing(c, n, top_p * total, err) : LINNET_OK;
 }
 
 /* Everything before the draw: fills *c with what may be drawn, in order of ids, with weights. */
@@ -277,30 +331,24 @@ static linnet_status candidates_of(const linnet_sampling *s, const float *logits
         goto done;
     }
 
-    size_t count = s->top_k > 0 ? min_size(n, (size_t)s->top_k) : n;
-    if (count > N_INLINE) {
-        size_t bytes;
-        c->at = mul_size(count, sizeof *c->at, &bytes) ? malloc(bytes) : NULL;
-        if (!c->at) {
-            status = fail(err, LINNET_ERR_MEMORY, "no memory to sample among %zu tokens", count);
+    size_t k = s->top_k > 0 ? min_size(n, (size_t)s->top_k) : n;
+    if (k < n && k <= N_INLINE) {
+        select_top(x, n, k, c->few);
+        qsort(c->few, k, sizeof *c->few, by_id);
+    } else {
+        if (n > N_INLINE && !(c->at = malloc(n * sizeof *c->at))) {
+            status = fail(err, LINNET_ERR_MEMORY, "no memory to sample among %zu tokens", n);
             goto done;
         }
-    }
-    if (count < n) {
-        select_top(x, n, count, c->at);
-        qsort(c->at, count, sizeof *c->at, by_id);
-    } else {
         for (size_t i = 0; i < n; i++)
-            c->at[i] = (candidate){0, x[i], (int32_t)i};
+            c->at[i] = (candidate){1, x[i], (int32_t)i};
+        c->n = n;
+        if (k < n && (status = keep_to_crossing(c->at, &c->n, (double)k, err))) goto done;
     }
-    double max = x[best], per_temperature = 1 / (double)s->temperature, total = 0;
-    for (size_t i = 0; i < count; i++) {
-        c->at[i].weight = exp_negative(((double)c->at[i].logit - max) * per_temperature);
-        total += c->at[i].weight;
-    }
-    c->n = s->top_p < 1 || s->min_p > 0
-               ? filter(c->at, count, (double)s->top_p, (double)s->min_p, total)
-               : count;
+    c->n = k;
+    double total = weigh(c->at, k, x[best], s->temperature);
+    if (s->top_p < 1 || s->min_p > 0)
+        status = filter(c->at, &c->n, (double)s->top_p, (double)s->min_p, total, err);
 done:
     free(adjusted);
     return status;
