@@ -263,7 +263,7 @@ static void print_chat_stats(const chat *c) {
     engine e = c->e;
     e.stats = true; /* asked for here and now */
     engine_print_stats(&e, c->model, c->session);
-    complain("%zu turns, %zu of %d tokens", c->n_turns, n_tokens(c),
+    complain("turns: %zu, tokens: %zu of %d", c->n_turns, n_tokens(c),
              linnet_session_ctx(c->session));
 }
 

@@ -160,9 +160,6 @@ static int set_value(const flag_table *f, const flag *x, const char *name, const
     case WHOLE:
     case SIZE:
         if (!parse_whole(value, &whole) || whole < x->low || whole > x->high) {
-            if (x->high >= INT32_MAX)
-                return misused(f->command, "%s expects a whole number of at least %lld, found '%s'",
-                               name, (long long)x->low, value);
             return misused(f->command, "%s expects a whole number from %lld to %lld, found '%s'",
                            name, (long long)x->low, (long long)x->high, value);
         }
@@ -289,12 +286,21 @@ static void print_wrapped(const char *text, int column, int indent) {
     printf("\n");
 }
 
+static void print_help_flag(void) {
+    printf("%-*s %s\n", HELP_INDENT - 1, "  -h, --help", "this text");
+}
+
 static void print_help(const flag_table *f) {
+    bool help_shown = false;
     printf("usage: linnet %s %s\n\n", f->command, f->usage);
     print_wrapped(f->about, 0, 0);
     for (int i = 0; i < f->n; i++) {
         const flag *x = &f->flags[i];
         if (x->kind == TITLE) {
+            if (i + 1 < f->n && x[1].kind == LATER) { /* what there is, then what is to come */
+                print_help_flag();
+                help_shown = true;
+            }
             printf("\n%s\n", x->help);
             continue;
         }
@@ -318,5 +324,5 @@ static void print_help(const flag_table *f) {
         printf(" ");
         print_wrapped(help, HELP_INDENT, HELP_INDENT);
     }
-    printf("%-*s %s\n", HELP_INDENT - 1, "  -h, --help", "this text");
+    if (!help_shown) print_help_flag();
 }

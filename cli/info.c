@@ -69,9 +69,9 @@ static void print_bytes(const char *name, uint64_t bytes) {
         v /= 1000;
     print_name(name);
     if (unit)
-        printf("%.1f %s (%" PRIu64 ")\n", v, units[unit], bytes);
+        printf("%.1f %s (%" PRIu64 ")", v, units[unit], bytes);
     else
-        printf("%" PRIu64 " bytes\n", bytes);
+        printf("%" PRIu64 " bytes", bytes);
 }
 
 /* Layers with the same mixer and window, next to each other, share a line. */
@@ -113,25 +113,29 @@ static void print_for_people(const info_options *o, const linnet_model *model) {
         print_mixers(model, info->n_layers);
     }
     print_bytes("file size", info->file_bytes);
+    printf("\n");
     if (info->n_tensors) {
         dtype_count counts[64];
         size_t n = count_dtypes(model, counts, 64);
         printf("dtypes\n");
         for (size_t i = 0; i < n; i++) {
             snprintf(text, sizeof text, "  %s", counts[i].name);
-            print_name(text);
-            printf("%" PRIu64 " tensors, %.1f MB\n", counts[i].tensors,
-                   (double)counts[i].bytes / 1e6);
+            print_bytes(text, counts[i].bytes);
+            printf(", %" PRIu64 " tensor%s\n", counts[i].tensors,
+                   counts[i].tensors == 1 ? "" : "s");
         }
     }
     if (info->n_layers) {
         print_bytes("weights", info->weight_bytes);
+        printf("\n");
         print_bytes("activations", linnet_model_activation_bytes(model));
+        printf("\n");
         linnet_kv_type kv = engine_kv(&o->e);
         printf("state            KV kept as %s\n", kv_name(kv));
         for (int i = 0; i < N_DEPTHS; i++) {
             snprintf(text, sizeof text, "  at %" PRIu64, depths[i]);
             print_bytes(text, linnet_model_state_bytes(model, kv, depths[i]));
+            printf("\n");
         }
     }
     print_text("tokenizer", info->tokenizer);
