@@ -276,10 +276,10 @@ static void bad_tensors(void **state) {
         put_u32(&b, 4); put_zeros(&b, 1); b.p[b.n - 1] = 9; put_zeros(&b, 3));
     BAD(FORMAT, "tensor \"t\" appears twice", put_head(&b, 2, 0); put_tensor_1d(&b, "t", 4, 0, 0);
         put_tensor_1d(&b, "t", 4, 0, 32); put_align(&b, 32); put_zeros(&b, 64));
-    BAD(FORMAT, "tensors \"t\" and \"u\" overlap at offset 160", put_head(&b, 2, 0);
+    BAD(FORMAT, "tensors \"t\" and \"u\" overlap at offset 128", put_head(&b, 2, 0);
         put_tensor_1d(&b, "t", 9, 0, 0); put_tensor_1d(&b, "u", 4, 0, 32); put_align(&b, 32);
         put_zeros(&b, 64));
-    BAD(FORMAT, "overlap at offset 128", put_head(&b, 2, 0); put_tensor_1d(&b, "t", 8, 0, 0);
+    BAD(FORMAT, "overlap at offset 96", put_head(&b, 2, 0); put_tensor_1d(&b, "t", 8, 0, 0);
         put_tensor_1d(&b, "u", 8, 0, 0); put_align(&b, 32); put_zeros(&b, 64));
     BAD(FORMAT, "tensors \"b\" and \"c\" overlap", put_head(&b, 3, 0);
         put_tensor_1d(&b, "c", 8, 0, 64); put_tensor_1d(&b, "b", 16, 0, 32);
@@ -602,22 +602,23 @@ static void many(void **state) {
 
 /* ---- Damage -------------------------------------------------------------------------------- */
 
+static volatile unsigned sink;
+
 /* Reads whatever can be read, so that a bad length shows under AddressSanitizer. */
 static void touch(const gguf *g) {
     char text[64];
-    volatile unsigned sum = 0;
     for (size_t i = 0; i < gguf_n_kv(g); i++) {
         const gguf_kv *kv = gguf_kv_at(g, i);
         gguf_kv_text(kv, text, sizeof text);
         for (uint64_t k = 0; k < kv->bytes; k++)
-            sum += kv->data[k];
+            sink += kv->data[k];
     }
     for (size_t i = 0; i < gguf_n_tensors(g); i++) {
         const gguf_tensor *t = gguf_tensor_at(g, i);
         const void *data;
         assert_int_equal(gguf_read(g, t, 0, (size_t)t->bytes, NULL, &data, NULL), 0);
         for (uint64_t k = 0; k < t->bytes; k++)
-            sum += ((const uint8_t *)data)[k];
+            sink += ((const uint8_t *)data)[k];
     }
 }
 
