@@ -1,0 +1,543 @@
+// The only C++ of the CPU build. libsentencepiece-dev ships no protobuf header, so the few fields
+// that matter are read and written by hand; numbers from sentencepiece_model.proto.
+#include "sentencepiece_shim.h"
+
+#include <sentencepiece_processor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace sentencepiece {
+namespace logging {
+void SetMinLogLevel(int level) __attribute__((weak)); // exported, in no installed header
+}
+} // namespace sentencepiece
+
+namespace {
+
+// ModelProto
+enum { MODEL_PIECES = 1, MODEL_TRAINER = 2, MODEL_NORMALIZER = 3, MODEL_DENORMALIZER = 5 };
+// SentencePiece
+enum { PIECE_TEXT = 1, PIECE_SCORE = 2, PIECE_TYPE = 3 };
+// TrainerSpec
+enum {
+    TRAINER_MODEL_TYPE = 3,
+    TRAINER_VOCAB_SIZE = 4,
+    TRAINER_SPACE_SUFFIX = 24,
+    TRAINER_BYTE_FALLBACK = 35,
+    TRAINER_UNK = 40,
+    TRAINER_BOS = 41,
+    TRAINER_EOS = 42,
+    TRAINER_PAD = 43
+};
+enum { MODEL_TYPE_UNIGRAM = 1, MODEL_TYPE_BPE = 2 };
+// NormalizerSpec
+enum {
+    NORMALIZER_NAME = 1,
+    NORMALIZER_CHARSMAP = 2,
+    NORMALIZER_DUMMY_PREFIX = 3,
+    NORMALIZER_REMOVE_SPACES = 4,
+    NORMALIZER_ESCAPE_SPACES = 5
+};
+
+const char space_mark[] = "\xE2\x96\x81";
+
+// The library's matcher of user-defined pieces and its normalizer look at this many nested
+// prefixes and trust that there are no more.
+const int max_nested_user = 64, max_nested_rules = 32;
+
+void put_varint(std::string &s, uint64_t v) {
+    for (; v >= 0x80; v >>= 7)
+        s += static_cast<char>(v | 0x80);
+    s += static_cast<char>(v);
+}
+
+void put_int(std::string &s, int field, int64_t v) {
+    put_varint(s, static_cast<uint64_t>(field) << 3);
+    put_varint(s, static_cast<uint64_t>(v));
+}
+
+void put_bytes(std::string &s, int field, const char *p, size_t n) {
+    put_varint(s, static_cast<uint64_t>(field) << 3 | 2);
+    put_varint(s, n);
+    s.append(p, n);
+}
+
+void put_float(std::string &s, int field, float v) {
+    put_varint(s, static_cast<uint64_t>(field) << 3 | 5);
+    s.append(reinterpret_cast<const char *>(&v), 4);
+}
+
+// Reads one field after the other; `failed` when the bytes are not a protobuf message.
+struct reader {
+    const char *p, *end;
+    bool failed = false;
+    int field = 0, wire = 0;
+    uint64_t value = 0; // varint, or the bits of a fixed one
+    const char *data = nullptr;
+    size_t n = 0;
+
+    reader(const char *at, size_t size) : p(at), end(at + size) {}
+
+    uint64_t varint() {
+        uint64_t v = 0;
+        for (int shift = 0; shift < 64; shift += 7) {
+            if (p == end) break;
+            unsigned char c = static_cast<unsigned char>(*p++);
+            v |= static_cast<uint64_t>(c & 0x7F) << shift;
+            if (c < 0x80) return v;
+        }
+        failed = true;
+        return 0;
+    }
+
+    bool next() {
+        if (failed || p == end) return false;
+        uint64_t key = varint();
+        field = static_cast<int>(key >> 3 & 0x1FFFFFFF);
+        wire = static_cast<int>(key & 7);
+        size_t left = static_cast<size_t>(end - p), fixed = wire == 1 ? 8 : 4;
+        value = 0;
+        if (failed) return false;
+        if (wire == 0) {
+            value = varint();
+        } else if (wire == 1 || wire == 5) {
+            failed = left < fixed;
+            if (!failed) memcpy(&value, p, fixed), p += fixed;
+        } else if (wire == 2) {
+            uint64_t size = varint();
+            failed = failed || size > static_cast<uint64_t>(end - p);
+            if (!failed) data = p, n = static_cast<size_t>(size), p += n;
+        } else {
+            failed = true;
+        }
+        return !failed;
+    }
+};
+
+// What decides how a model may be used.
+struct traits {
+    int model_type = MODEL_TYPE_UNIGRAM;
+    bool byte_fallback = false, space_suffix = false;
+    bool dummy_prefix = true, remove_spaces = true, escape_spaces = true;
+    std::string charsmap;
+    bool denormalizer = false;
+};
+
+} // namespace
+
+struct sp_model {
+    sentencepiece::SentencePieceProcessor processor;
+    std::vector<sp_piece> pieces; // of a raw model
+    std::string raw;              // what their texts point into
+    bool dummy_prefix = false;
+    bool own_prefix = false; // the shim, not the library, adds the dummy prefix
+    bool may_cut = false;
+    bool crossing[256] = {}; // some piece has a space after a character that ends in this byte
+};
+
+namespace {
+
+linnet_status no_memory(const char *path, linnet_error *err) {
+    return fail(err, LINNET_ERR_MEMORY, "%s: no memory for the SentencePiece model", path);
+}
+
+// Fills what sp_encode needs to know about cutting. A merge only ever makes a piece, so where no
+// piece has a space behind another character, the two sides of such a space never meet. Unused
+// pieces are taken apart by a table that belongs to the whole text: then nothing is cut.
+void find_crossings(sp_model *m, const sp_piece *pieces, size_t n) {
+    m->may_cut = true;
+    for (size_t i = 0; i < n; i++) {
+        const sp_piece &s = pieces[i];
+        if (s.type == TOKEN_UNUSED) m->may_cut = false;
+        if (s.type == TOKEN_CONTROL || s.type == TOKEN_UNKNOWN || s.type == TOKEN_BYTE) continue;
+        bool after_space = true;
+        for (size_t k = 0; k < s.n; k++) {
+            bool mark = s.n - k >= 3 && !memcmp(s.text + k, space_mark, 3);
+            bool space = mark || s.text[k] == ' ';
+            if (space && !after_space)
+                m->crossing[static_cast<unsigned char>(s.text[k - 1])] = true;
+            after_space = space;
+            if (mark) k += 2;
+        }
+    }
+}
+
+// The longest chain of user-defined pieces that start with one another.
+int nested_user_pieces(const sp_piece *pieces, size_t n) {
+    std::vector<std::string> user;
+    for (size_t i = 0; i < n; i++)
+        if (pieces[i].type == TOKEN_USER) user.emplace_back(pieces[i].text, pieces[i].n);
+    std::sort(user.begin(), user.end());
+    std::vector<const std::string *> chain;
+    size_t most = 0;
+    for (const std::string &s : user) {
+        while (!chain.empty() && s.compare(0, chain.back()->size(), *chain.back()) != 0)
+            chain.pop_back();
+        chain.push_back(&s);
+        most = std::max(most, chain.size());
+    }
+    return static_cast<int>(most);
+}
+
+linnet_status check_user_pieces(const sp_piece *pieces, size_t n, const char *path,
+                                linnet_error *err) {
+    for (size_t i = 0; i < n; i++)
+        if (pieces[i].type == TOKEN_USER && memchr(pieces[i].text, 0, pieces[i].n))
+            return fail(err, LINNET_ERR_FORMAT,
+                        "%s: the user-defined token %zu contains a NUL byte", path, i);
+    int nested = nested_user_pieces(pieces, n);
+    if (nested > max_nested_user)
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: %d user-defined tokens start with one another, at most %d can be matched",
+                    path, nested, max_nested_user);
+    return LINNET_OK;
+}
+
+linnet_status load(sp_model *m, const std::string &proto, const char *path, linnet_error *err) {
+    // The library reports through a status; its log would only repeat that on stderr.
+    if (sentencepiece::logging::SetMinLogLevel) sentencepiece::logging::SetMinLogLevel(3);
+    const auto status = m->processor.LoadFromSerializedProto(proto);
+    if (!status.ok())
+        return fail(err, LINNET_ERR_FORMAT, "%s: the SentencePiece model is refused: %s", path,
+                    status.error_message());
+    return LINNET_OK;
+}
+
+// Two hexadecimal capitals of "<0xHH>", or -1.
+int byte_of(const sp_piece &s) {
+    static const char digits[] = "0123456789ABCDEF";
+    if (s.n != 6 || memcmp(s.text, "<0x", 3) || s.text[5] != '>') return -1;
+    const char *high = static_cast<const char *>(memchr(digits, s.text[3], 16));
+    const char *low = static_cast<const char *>(memchr(digits, s.text[4], 16));
+    return high && low ? static_cast<int>((high - digits) * 16 + (low - digits)) : -1;
+}
+
+linnet_status build(sp_model *m, const sp_piece *pieces, size_t n, bool dummy_prefix,
+                    const char *path, linnet_error *err) {
+    int byte_at[256], n_bytes = 0;
+    int64_t unknown = -1;
+    std::fill(byte_at, byte_at + 256, -1);
+    std::unordered_map<std::string, size_t> last; // of the texts that can be matched
+    for (size_t i = 0; i < n; i++) {
+        const sp_piece &s = pieces[i];
+        if (!std::isfinite(s.score))
+            return fail(err, LINNET_ERR_FORMAT,
+                        "%s: tokenizer.ggml.scores[%zu] must be finite, found %g", path, i,
+                        static_cast<double>(s.score));
+        if (s.type == TOKEN_UNKNOWN && unknown < 0) unknown = static_cast<int64_t>(i);
+        if (s.type == TOKEN_NORMAL || s.type == TOKEN_USER || s.type == TOKEN_UNUSED)
+            last[std::string(s.text, s.n)] = i;
+        if (s.type != TOKEN_BYTE) continue;
+        int byte = byte_of(s);
+        if (byte < 0)
+            return fail(err, LINNET_ERR_FORMAT,
+                        "%s: the byte token %zu must be spelled <0x00> to <0xFF>, found \"%.*s\"",
+                        path, i, static_cast<int>(min_size(s.n, 40)), s.text);
+        n_bytes += byte_at[byte] < 0;
+        byte_at[byte] = static_cast<int>(i);
+    }
+    if (n_bytes != 0 && n_bytes != 256)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: the vocabulary has %d byte tokens, expected 256 "
+                    "or none",
+                    path, n_bytes);
+    if (unknown < 0)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: the vocabulary has no token of type unknown (2), expected one", path);
+    linnet_status status = check_user_pieces(pieces, n, path, err);
+    if (status) return status;
+
+    std::string proto, part;
+    for (size_t i = 0; i < n; i++) {
+        const sp_piece &s = pieces[i];
+        std::string name(s.text, s.n);
+        int type = s.type;
+        bool kept = type == TOKEN_BYTE ? byte_at[byte_of(s)] == static_cast<int>(i)
+                    : type == TOKEN_NORMAL || type == TOKEN_USER || type == TOKEN_UNUSED
+                        ? s.n > 0 && last[name] == i
+                        : false;
+        if (!kept) {
+            // A name that no text can have: the library replaces bytes that are not UTF-8.
+            name = "\xFF" + std::to_string(i);
+            type = static_cast<int64_t>(i) == unknown ? TOKEN_UNKNOWN : TOKEN_CONTROL;
+        }
+        part.clear();
+        put_bytes(part, PIECE_TEXT, name.data(), name.size());
+        put_float(part, PIECE_SCORE, s.score);
+        put_int(part, PIECE_TYPE, type);
+        put_bytes(proto, MODEL_PIECES, part.data(), part.size());
+    }
+    part.clear();
+    put_int(part, TRAINER_MODEL_TYPE, MODEL_TYPE_BPE);
+    put_int(part, TRAINER_VOCAB_SIZE, static_cast<int64_t>(n));
+    put_int(part, TRAINER_BYTE_FALLBACK, n_bytes == 256);
+    put_int(part, TRAINER_UNK, unknown);
+    put_int(part, TRAINER_BOS, -1);
+    put_int(part, TRAINER_EOS, -1);
+    put_int(part, TRAINER_PAD, -1);
+    put_bytes(proto, MODEL_TRAINER, part.data(), part.size());
+    part.clear();
+    put_bytes(part, NORMALIZER_NAME, "identity", 8);
+    put_int(part, NORMALIZER_DUMMY_PREFIX, 0);
+    put_int(part, NORMALIZER_REMOVE_SPACES, 0);
+    put_int(part, NORMALIZER_ESCAPE_SPACES, 1);
+    put_bytes(proto, MODEL_NORMALIZER, part.data(), part.size());
+
+    m->dummy_prefix = dummy_prefix;
+    m->own_prefix = true;
+    find_crossings(m, pieces, n);
+    return load(m, proto, path, err);
+}
+
+bool read_piece(const char *data, size_t n, sp_piece *out) {
+    *out = sp_piece{"", 0, 0, TOKEN_NORMAL};
+    reader r(data, n);
+    while (r.next()) {
+        if (r.field == PIECE_TEXT && r.wire == 2) out->text = r.data, out->n = r.n;
+        if (r.field == PIECE_SCORE && r.wire == 5) memcpy(&out->score, &r.value, 4);
+        if (r.field == PIECE_TYPE && r.wire == 0 && r.value >= 1 && r.value <= 6)
+            out->type = static_cast<uint8_t>(r.value);
+    }
+    return !r.failed;
+}
+
+bool read_traits(const std::string &raw, std::vector<sp_piece> *pieces, traits *t) {
+    reader r(raw.data(), raw.size());
+    bool ok = true;
+    while (ok && r.next()) {
+        if (r.wire != 2) continue;
+        reader in(r.data, r.n);
+        if (r.field == MODEL_PIECES) {
+            sp_piece s;
+            ok = read_piece(r.data, r.n, &s);
+            pieces->push_back(s);
+        } else if (r.field == MODEL_TRAINER) {
+            while (in.next()) {
+                if (in.wire != 0) continue;
+                if (in.field == TRAINER_MODEL_TYPE) t->model_type = static_cast<int>(in.value & 7);
+                if (in.field == TRAINER_SPACE_SUFFIX) t->space_suffix = in.value != 0;
+                if (in.field == TRAINER_BYTE_FALLBACK) t->byte_fallback = in.value != 0;
+            }
+        } else if (r.field == MODEL_NORMALIZER) {
+            while (in.next()) {
+                if (in.field == NORMALIZER_CHARSMAP && in.wire == 2)
+                    t->charsmap.assign(in.data, in.n);
+                if (in.wire != 0) continue;
+                if (in.field == NORMALIZER_DUMMY_PREFIX) t->dummy_prefix = in.value != 0;
+                if (in.field == NORMALIZER_REMOVE_SPACES) t->remove_spaces = in.value != 0;
+                if (in.field == NORMALIZER_ESCAPE_SPACES) t->escape_spaces = in.value != 0;
+            }
+        } else if (r.field == MODEL_DENORMALIZER) {
+            while (in.next())
+                if (in.field == NORMALIZER_CHARSMAP && in.wire == 2 && in.n) t->denormalizer = true;
+        }
+        ok = ok && !in.failed;
+    }
+    return ok && !r.failed;
+}
+
+// The normalizer walks a double array (darts-clone) that comes with the model, without looking at
+// its bounds; so they are looked at here, once, for everything a text can reach.
+bool is_safe_charsmap(const std::string &map) {
+    uint32_t trie_bytes;
+    if (map.size() <= 4) return false;
+    memcpy(&trie_bytes, map.data(), 4);
+    if (trie_bytes % 4 || trie_bytes == 0 || trie_bytes > map.size() - 4) return false;
+    const size_t n = trie_bytes / 4, n_text = map.size() - 4 - trie_bytes;
+    std::vector<uint32_t> unit(n);
+    memcpy(unit.data(), map.data() + 4, trie_bytes);
+    auto offset = [&](size_t i) {
+        return static_cast<size_t>(unit[i] >> 10) << ((unit[i] & (1u << 9)) >> 6);
+    };
+    std::vector<uint8_t> seen(n);
+    std::vector<std::pair<size_t, int>> todo = {{0, 0}}; // unit, rules on the way to it
+    seen[0] = 1;
+    while (!todo.empty()) {
+        const size_t i = todo.back().first;
+        int rules = todo.back().second;
+        todo.pop_back();
+        const size_t base = i ^ offset(i);
+        if ((base | 0xFF) >= n) return false;
+        if (i && unit[i] & 1u << 8) { // a rule ends here; its text is at this value
+            if ((unit[base] & 0x7FFFFFFFu) >= n_text) return false;
+            if (++rules > max_nested_rules) return false;
+        }
+        for (size_t c = 0; c < 256; c++) {
+            const size_t child = base ^ c;
+            if ((unit[child] & (1u << 31 | 0xFF)) != c) continue;
+            if (seen[child]) return false; // not a tree
+            seen[child] = 1;
+            todo.emplace_back(child, rules);
+        }
+    }
+    return true;
+}
+
+linnet_status open_raw(sp_model *m, const void *data, size_t n, const char *path,
+                       linnet_error *err) {
+    traits t;
+    m->raw.assign(static_cast<const char *>(data), n);
+    if (n == 0 || n > INT32_MAX - 64 || !read_traits(m->raw, &m->pieces, &t) || m->pieces.empty())
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: linnet.tokenizer.sentencepiece_model is not a SentencePiece model", path);
+    if (m->pieces.size() > VOCAB_MAX_TOKENS)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: the SentencePiece model has %zu pieces, at most %d are supported", path,
+                    m->pieces.size(), VOCAB_MAX_TOKENS);
+    if (t.denormalizer)
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: the SentencePiece model has a denormalizer, which is not supported", path);
+    if (!t.charsmap.empty() && !is_safe_charsmap(t.charsmap))
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: the normalization rules of the SentencePiece model are damaged", path);
+    linnet_status status = check_user_pieces(m->pieces.data(), m->pieces.size(), path, err);
+    if (status) return status;
+    m->dummy_prefix = t.dummy_prefix || t.remove_spaces;
+    m->own_prefix = t.charsmap.empty() && !t.remove_spaces && !t.space_suffix && t.escape_spaces;
+    std::string proto = m->raw;
+    if (m->own_prefix) {
+        // In protobuf a later field of the same number wins: the library adds no prefix, we do.
+        std::string part;
+        put_int(part, NORMALIZER_DUMMY_PREFIX, 0);
+        put_bytes(proto, MODEL_NORMALIZER, part.data(), part.size());
+        if (t.model_type == MODEL_TYPE_BPE) find_crossings(m, m->pieces.data(), m->pieces.size());
+    }
+    return load(m, proto, path, err);
+}
+
+// Enough for the library to work well, little enough to stay in the cache.
+const size_t cut_bytes = 1024;
+
+// The end of a piece of text that starts at `at`: at the last byte, or before a space that can be
+// cut at. The character before is not a space and no piece holds it and a space after it; a bad
+// byte there would count as U+FFFD, which ends in 0xBD.
+size_t next_cut(const sp_model *m, const char *text, size_t n, size_t at) {
+    if (!m->may_cut) return n;
+    for (size_t i = at + cut_bytes; i < n; i++) {
+        if (text[i] != ' ') continue;
+        unsigned char before = static_cast<unsigned char>(text[i - 1]);
+        if (before == ' ' || m->crossing[before]) continue;
+        if (before >= 0x80 && m->crossing[0xBD]) continue;
+        if (before == 0x81 && !memcmp(text + i - 3, space_mark, 3)) continue;
+        return i;
+    }
+    return n;
+}
+
+linnet_status encode(const sp_model *m, const char *text, size_t n, bool continues, id_list *out,
+                     linnet_error *err) {
+    std::vector<int> ids;
+    std::string part;
+    for (size_t at = 0, end; at < n; at = end) {
+        end = next_cut(m, text, n, at);
+        absl::string_view input(text + at, end - at);
+        if (at == 0 && m->own_prefix && m->dummy_prefix && !continues) {
+            part.assign(1, ' ');
+            part.append(text, end);
+            input = part;
+        }
+        const auto status = m->processor.Encode(input, &ids);
+        if (!status.ok())
+            return fail(err, LINNET_ERR_ARGUMENT, "SentencePiece cannot encode the text: %s",
+                        status.error_message());
+        for (int id : ids) {
+            linnet_status pushed = ids_push(out, id, err);
+            if (pushed) return pushed;
+        }
+    }
+    return LINNET_OK;
+}
+
+} // namespace
+
+extern "C" {
+
+linnet_status sp_new(sp_model **out, const sp_piece *pieces, size_t n, bool dummy_prefix,
+                     const char *path, linnet_error *err) {
+    *out = nullptr;
+    sp_model *m = nullptr;
+    linnet_status status;
+    try {
+        m = new sp_model;
+        status = build(m, pieces, n, dummy_prefix, path, err);
+    } catch (const std::bad_alloc &) {
+        status = no_memory(path, err);
+    } catch (const std::exception &e) {
+        status = fail(err, LINNET_ERR_FORMAT, "%s: the SentencePiece model is refused: %s", path,
+                      e.what());
+    } catch (...) {
+        status = fail(err, LINNET_ERR_FORMAT, "%s: the SentencePiece model is refused", path);
+    }
+    if (status)
+        delete m;
+    else
+        *out = m;
+    return status;
+}
+
+linnet_status sp_new_raw(sp_model **out, const void *data, size_t n, const char *path,
+                         linnet_error *err) {
+    *out = nullptr;
+    sp_model *m = nullptr;
+    linnet_status status;
+    try {
+        m = new sp_model;
+        status = open_raw(m, data, n, path, err);
+    } catch (const std::bad_alloc &) {
+        status = no_memory(path, err);
+    } catch (const std::exception &e) {
+        status = fail(err, LINNET_ERR_FORMAT, "%s: the SentencePiece model is refused: %s", path,
+                      e.what());
+    } catch (...) {
+        status = fail(err, LINNET_ERR_FORMAT, "%s: the SentencePiece model is refused", path);
+    }
+    if (status)
+        delete m;
+    else
+        *out = m;
+    return status;
+}
+
+void sp_free(sp_model *m) {
+    delete m;
+}
+
+size_t sp_size(const sp_model *m) {
+    return m->pieces.size();
+}
+
+sp_piece sp_get(const sp_model *m, size_t i) {
+    return m->pieces[i];
+}
+
+int32_t sp_bos(const sp_model *m) {
+    return m->processor.bos_id();
+}
+
+int32_t sp_eos(const sp_model *m) {
+    return m->processor.eos_id();
+}
+
+bool sp_dummy_prefix(const sp_model *m) {
+    return m->dummy_prefix;
+}
+
+linnet_status sp_encode(const sp_model *m, const char *text, size_t n, bool continues, id_list *out,
+                        linnet_error *err) {
+    try {
+        return encode(m, text, n, continues, out, err);
+    } catch (const std::bad_alloc &) {
+        return fail(err, LINNET_ERR_MEMORY, "no memory to encode a text of %zu bytes", n);
+    } catch (const std::exception &e) {
+        return fail(err, LINNET_ERR_ARGUMENT, "SentencePiece cannot encode the text: %s", e.what());
+    } catch (...) {
+        return fail(err, LINNET_ERR_ARGUMENT, "SentencePiece cannot encode the text");
+    }
+}
+}
