@@ -67,6 +67,12 @@ def main():
         sys.exit("export: out of memory, nothing was written")
     except OSError as e:
         sys.exit(f"export: {e.filename or args.source}: {e.strerror or e}")
+    except Exception as e:  # a malformed file that no check foresaw: still a sentence
+        at = e.__traceback__
+        while at.tb_next:
+            at = at.tb_next
+        sys.exit(f"export: {args.source} cannot be exported: {type(e).__name__}: {e} "
+                 f"({os.path.basename(at.tb_frame.f_code.co_filename)}:{at.tb_lineno})")
 
 
 if __name__ == "__main__":
