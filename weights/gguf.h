@@ -13,8 +13,20 @@
 #include "dtype.h"
 
 typedef enum {
-    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL,
-    GGUF_STRING, GGUF_ARRAY, GGUF_U64, GGUF_I64, GGUF_F64, GGUF_N_TYPES
+    GGUF_U8,
+    GGUF_I8,
+    GGUF_U16,
+    GGUF_I16,
+    GGUF_U32,
+    GGUF_I32,
+    GGUF_F32,
+    GGUF_BOOL,
+    GGUF_STRING,
+    GGUF_ARRAY,
+    GGUF_U64,
+    GGUF_I64,
+    GGUF_F64,
+    GGUF_N_TYPES
 } gguf_type;
 
 typedef struct {
@@ -23,21 +35,22 @@ typedef struct {
 } gguf_str;
 
 typedef struct {
-    gguf_str key;        /* not empty, no control characters, NUL-terminated */
-    gguf_type type;      /* GGUF_ARRAY: `element` and `count` describe it */
-    gguf_type element;   /* never GGUF_ARRAY: nested arrays are refused */
-    uint64_t count;      /* 1 for scalars */
-    const uint8_t *data; /* the first value, unaligned, little-endian; a string's u64 length first */
-    uint64_t bytes;      /* of all values */
+    gguf_str key;      /* not empty, no control characters, NUL-terminated */
+    gguf_type type;    /* GGUF_ARRAY: `element` and `count` describe it */
+    gguf_type element; /* never GGUF_ARRAY: nested arrays are refused */
+    uint64_t count;    /* 1 for scalars */
+    const uint8_t
+        *data;      /* the first value, unaligned, little-endian; a string's u64 length first */
+    uint64_t bytes; /* of all values */
 } gguf_kv;
 
 typedef struct {
-    char name[65];       /* NUL-terminated; longer names are refused */
-    uint32_t type;       /* a dtype, or one that dtype_get does not know (then bytes = 0) */
+    char name[65]; /* NUL-terminated; longer names are refused */
+    uint32_t type; /* a dtype, or one that dtype_get does not know (then bytes = 0) */
     uint32_t n_dims;
-    uint64_t dims[4];    /* dims[0] is contiguous; unused dims are 1 */
+    uint64_t dims[4]; /* dims[0] is contiguous; unused dims are 1 */
     uint64_t n_elements;
-    uint64_t offset;     /* from the start of the file */
+    uint64_t offset; /* from the start of the file */
     uint64_t bytes;
 } gguf_tensor;
 
@@ -65,7 +78,7 @@ const gguf_kv *gguf_kv_at(const gguf *g, size_t i);
 size_t gguf_n_tensors(const gguf *g);
 const gguf_tensor *gguf_tensor_at(const gguf *g, size_t i);
 
-const gguf_kv *gguf_find(const gguf *g, const char *key);            /* NULL if absent */
+const gguf_kv *gguf_find(const gguf *g, const char *key);             /* NULL if absent */
 const gguf_tensor *gguf_find_tensor(const gguf *g, const char *name); /* NULL if absent */
 
 /* Typed access. An absent key leaves *out alone and succeeds unless `required`; a present key of
