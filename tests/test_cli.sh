@@ -1,0 +1,523 @@
+#!/bin/bash
+# The command line as its users see it: what goes to which stream, exit codes, every refusal with
+# its sentence. Needs a built linnet (LINNET=path, default ./linnet) and tests/data.
+# Prints a line per check, "ok N name" or "not ok N name"; exit 1 if any failed.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+linnet=${LINNET:-./linnet}
+data=tests/data/cli
+chat=$data/chat.gguf
+vocab=$data/vocab.gguf
+bare=tests/data/models/llama_f16.gguf # no vocabulary
+gpt2=tests/data/models/gpt2.gguf      # learned positions, 160 of them
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+count=0 bad=0
+
+# check NAME COMMAND...: the command must succeed.
+check() {
+    local name=$1
+    shift
+    count=$((count + 1))
+    if "$@"; then
+        echo "ok $count $name"
+    else
+        bad=$((bad + 1))
+        echo "not ok $count $name"
+        echo "    exit code $code; standard output and error:"
+        sed 's/^/    | /' <(head -c 500 "$work/out") <(echo)
+        sed 's/^/    ! /' <(head -c 500 "$work/err") <(echo)
+    fi
+}
+# try ARGUMENTS...: runs linnet; $code, $work/out, $work/err. Standard input is $in or nothing.
+in=/dev/null
+try() {
+    "$linnet" "$@" >"$work/out" 2>"$work/err" <"$in"
+    code=$?
+}
+code_is() { [ "$code" -eq "$1" ]; }
+silent() { [ ! -s "$work/out" ]; }
+out_is() { [ "$code" -eq 0 ] && printf '%s\n' "$1" | cmp -s - "$work/out"; }
+err_has() { grep -qF -- "$1" "$work/err"; }
+err_is_one_line() { [ "$(wc -l <"$work/err")" -eq 1 ] && [ "$(head -c 8 "$work/err")" = "linnet: " ]; }
+
+# refuses NAME CODE TEXT ARGUMENTS...: that exit code, one sentence on stderr with TEXT in it,
+# nothing on stdout.
+refusal() { code_is "$1" && silent && err_is_one_line && err_has "$2"; }
+refuses() {
+    local name=$1 want=$2 text=$3
+    shift 3
+    try "$@" --quiet
+    check "$name" refusal "$want" "$text"
+}
+# The same for a wrong command line: exit code 2, and the way to the help.
+misuse() { refusal 2 "$1" && err_has -- "--help"; }
+misuses() {
+    local name=$1 text=$2
+    shift 2
+    try "$@"
+    check "$name" misuse "$text"
+}
+prints() {
+    local name=$1 text=$2
+    shift 2
+    try "$@"
+    check "$name" out_is "$text"
+}
+is_utf8() { iconv -f UTF-8 -t UTF-8 "$1" >/dev/null 2>&1; }
+
+# Byte b is token b in these models: a large bias makes them say what we like.
+say_A=(--logit-bias 65=1000)
+
+# ---- help and version
+for c in "" run chat info tokenize detokenize logits perplexity quantize bench recall pareto serve; do
+    try $c --help
+    help_is_good() { code_is 0 && [ ! -s "$work/err" ] && grep -q "${c:-usage}" "$work/out"; }
+    check "linnet $c --help" help_is_good
+done
+try run --help
+check "run --help states the rule of auto" grep -q "16-bit block" "$work/out"
+check "run --help lists every flag of the contract" bash -c '
+    for f in -t --threads --backend --isa --no-mmap --ctx --seed --temp --top-k --top-p --min-p \
+        --repeat-penalty --logit-bias --stop --quiet --stats --activations --kv --parse-special -n \
+        -p -f; do grep -qE -- "(^| )$f[, ]" "$1" || { echo "    $f"; exit 1; }; done' _ "$work/out"
+prints "version" "linnet 0.1.0" --version
+try
+check "no command: help on stderr, exit 2" eval 'code_is 2 && silent && err_has usage'
+try run "$chat" -p --help -n 1 --quiet
+check "--help as a value is a value" code_is 0
+
+# ---- wrong command lines
+misuses "unknown command" "unknown command 'sing'" sing
+misuses "unknown flag before a command" "unknown flag --quiet" --quiet
+for c in run chat info tokenize detokenize logits perplexity quantize; do
+    misuses "$c names an unknown flag" "unknown flag --loud" "$c" "$chat" --loud
+    misuses "$c without MODEL" "is missing" "$c"
+done
+misuses "one argument too many" "unexpected argument 'two'" run one two
+misuses "flag without a value" "-p expects a value" run "$chat" -p
+misuses "switch with a value" "--no-mmap takes no value" run "$chat" --no-mmap=yes
+for bad_number in "" nan inf 12abc 1e999 -1 " 1" 0x10 99999999999999999999999 1.5.2; do
+    for f in -n --ctx --threads --seed --temp --top-k --top-p --min-p --repeat-penalty; do
+        misuses "run $f '$bad_number'" "$f expects a" run "$chat" -p x "$f" "$bad_number"
+    done
+    misuses "logits --chunk '$bad_number'" "--chunk expects a" \
+        logits "$chat" --ids x -o y --chunk "$bad_number"
+    misuses "perplexity --chars '$bad_number'" "--chars expects a" \
+        perplexity "$chat" x --chars "$bad_number"
+done
+misuses "--threads 0" "--threads expects a whole number from 1" run "$chat" -p x --threads 0
+misuses "--ctx 0" "--ctx expects" run "$chat" -p x --ctx 0
+misuses "--top-p 1.5" "from 0 to 1" run "$chat" -p x --top-p 1.5
+misuses "--ctx past 31 bits" "--ctx expects" run "$chat" -p x --ctx 2147483648
+misuses "perplexity --ctx 1" "--ctx expects a whole number from 2" perplexity "$chat" x --ctx 1
+for b in 5 =1 a=1 5= 5=nan 5=inf 5=1e99 -1=1 9999999999=1; do
+    misuses "--logit-bias $b" "--logit-bias expects ID=X" run "$chat" -p x --logit-bias "$b"
+done
+misuses "--stop ''" "--stop expects a text" run "$chat" -p x --stop ""
+misuses "--isa of nowhere" "--isa expects one of" run "$chat" -p x --isa sse9
+misuses "--backend of nowhere" "--backend expects" run "$chat" -p x --backend cuda:x
+misuses "--activations int3" "--activations expects one of" run "$chat" -p x --activations int3
+misuses "--kv q2" "--kv expects one of" run "$chat" -p x --kv q2
+misuses "exact with another kv" "contradicts" run "$chat" -p x --activations exact --kv f16
+misuses "-p and -f" "exclude each other" run "$chat" -p x -f y
+misuses "--lines and --messages" "exclude each other" tokenize "$chat" --lines a --messages b
+misuses "--messages and --no-bos" "does not go with" tokenize "$chat" --messages a --no-bos
+misuses "--template without --messages" "only for --messages" tokenize "$chat" --template chatml
+misuses "detokenize without --ids" "--ids FILE is missing" detokenize "$chat"
+misuses "logits without --ids" "--ids FILE is missing" logits "$chat" -o x
+misuses "logits without -o" "-o OUT.npy is missing" logits "$chat" --ids x
+misuses "quantize to nothing known" "TYPE is one of" quantize "$chat" "$work/q.gguf" q3_X
+misuses "chat with an unknown template" "--template expects one of" chat "$chat" --template jazz --quiet
+for f in --save-state --load-state --window-mode; do
+    misuses "run $f comes later" "later version" run "$chat" -p x "$f" y
+done
+for c in bench recall pareto serve; do
+    try "$c" "$chat" -m x
+    check "$c comes later" refusal 2 "later"
+done
+
+# ---- run: text, streams, ends
+prints "run says what is sampled" "AAAAA" run "$chat" -p hi -n 5 "${say_A[@]}"
+prints "flags and MODEL in any order" "AAA" run -n 3 --logit-bias=65=1000 -p hi "$chat"
+try run "$chat" -p hi -n 3 "${say_A[@]}"
+check "the default thread count is said once" [ "$(grep -c "physical cores" "$work/err")" = 1 ]
+try run "$chat" -p hi -n 3 "${say_A[@]}" --quiet
+check "--quiet is quiet" [ ! -s "$work/err" ]
+prints "-n 0 generates nothing" "" run "$chat" -p hi -n 0
+prints "the text ends at an end token" "" run "$chat" -p hi --logit-bias 261=1000
+prints "the text ends before --stop" "" run "$chat" -p hi --stop B --stop AAA "${say_A[@]}" -n 9
+try run "$chat" -p hi "${say_A[@]}" # 256 tokens: BOS, h, i and 253 more
+check "the text ends when the context is full, and says so" eval \
+    '[ "$(wc -c <"$work/out")" -eq 254 ] && err_has "context of 256 tokens is full"'
+try run "$chat" -p hi "${say_A[@]}" --ctx 300 -n 1
+check "a context beyond training is said" err_has "--ctx 300 is beyond the 256 tokens"
+printf 'hi' >"$work/prompt"
+prints "-f FILE" "AA" run "$chat" -f "$work/prompt" -n 2 "${say_A[@]}"
+in=$work/prompt
+prints "prompt from stdin" "AA" run "$chat" -n 2 "${say_A[@]}"
+in=/dev/null
+prints "an empty prompt continues from BOS" "AA" run "$chat" -p "" -n 2 "${say_A[@]}"
+try run "$chat" -p "hello" -n 100 --logit-bias 195=4 --logit-bias 226=4 --temp 2 --seed 5
+check "whole UTF-8 characters whatever is sampled" eval 'code_is 0 && is_utf8 "$work/out"'
+try run "$chat" -p "hello" -n 40 --temp 1.5 --seed 7 --quiet
+cp "$work/out" "$work/first"
+try run "$chat" -p "hello" -n 40 --temp 1.5 --seed 7 --quiet --threads 2
+check "same seed, same text, with 2 threads too" cmp -s "$work/first" "$work/out"
+try run "$chat" -p "hello" -n 40 --temp 1.5 --seed 8 --quiet
+check "another seed, another text" eval '! cmp -s "$work/first" "$work/out"'
+try run "$chat" -p "hello" -n 8 --stats --quiet
+check "--stats is the last line" grep -qE \
+    '^linnet: prefill [0-9.]+ tok/s \(3\), decode [0-9.]+ tok/s \(8\), [0-9.]+ GB/s, state [0-9]+ bytes, peak RSS [0-9.]+ MB, logits [0-9a-f]{16}$' \
+    <(tail -1 "$work/err")
+sed 's/.*logits//' "$work/err" >"$work/hash"
+try run "$chat" -p "hello" -n 8 --stats --quiet --no-mmap --threads 1
+check "the same logits hash from a file read, not mapped, by 1 thread" eval \
+    'sed "s/.*logits//" "$work/err" | cmp -s - "$work/hash"'
+
+# ---- run: bad input
+refuses "prompt that is not UTF-8" 1 "not valid UTF-8: byte 0xff at offset 2" run "$chat" -p $'hi\xff'
+printf 'abc\xed\xa0\x80' >"$work/surrogate"
+refuses "a surrogate in -f" 1 "byte 0xed at offset 3" run "$chat" -f "$work/surrogate"
+refuses "prompt longer than the context" 1 "the prompt has 11 tokens, more than the context of 8" \
+    run "$chat" -p 0123456789 --ctx 8
+refuses "no such prompt file" 1 "cannot open $work/none" run "$chat" -f "$work/none"
+refuses "a folder as prompt" 1 "cannot read $work" run "$chat" -f "$work"
+refuses "a model without a vocabulary" 1 "vocabulary" run "$bare" -p hi
+refuses "a vocabulary without a model" 1 "$vocab" run "$vocab" -p hi
+refuses "a bias on a token that does not exist" 1 "5000" run "$chat" -p hi --logit-bias 5000=1
+refuses "a backend that is not built" 1 "cuda" run "$chat" -p hi --backend cuda
+
+# ---- model files that are none
+refuses "no such model" 1 "$work/none.gguf" run "$work/none.gguf" -p hi
+refuses "a folder as model" 1 "$work" info "$work"
+: >"$work/empty.gguf"
+refuses "an empty file" 1 "$work/empty.gguf" info "$work/empty.gguf"
+echo '<!DOCTYPE html><html>Not found</html>' >"$work/page.gguf"
+refuses "a web page" 1 "$work/page.gguf" info "$work/page.gguf"
+printf 'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n' >"$work/lfs.gguf"
+refuses "a Git LFS pointer" 1 "$work/lfs.gguf" tokenize "$work/lfs.gguf"
+head -c 60000 "$chat" >"$work/cut.gguf"
+for c in "run -p hi" info tokenize chat; do
+    set -- $c
+    refuses "a truncated file in $1" 1 "$work/cut.gguf" "$1" "$work/cut.gguf" "${@:2}"
+done
+
+# ---- stdout that does not take it
+"$linnet" run "$chat" -p hi --quiet "${say_A[@]}" >/dev/full 2>"$work/err"
+code=$?
+: >"$work/out"
+check "a full disk" refusal 1 "cannot write to standard output: No space left"
+for c in "run $chat -p hi" "info $chat" "tokenize $chat" --version --help; do
+    "$linnet" $c >&- 2>"$work/err" </dev/null
+    code=$?
+    check "closed stdout: ${c%% *}" eval 'code_is 1 && err_has "cannot write to standard output"'
+done
+{
+    sleep 0.2
+    "$linnet" run "$chat" -p hi --quiet "${say_A[@]}" 2>"$work/err"
+    echo $? >"$work/code"
+} | :
+code=$(cat "$work/code")
+check "a reader that left" refusal 1 "cannot write to standard output: Broken pipe"
+"$linnet" logits "$chat" --ids <(echo 1 2) -o "$work/closed.npy" --quiet >&- 2>"$work/err"
+code=$?
+check "closed stdout does not hurt a command that writes a file" eval \
+    'code_is 0 && [ "$(head -c 6 "$work/closed.npy" | tail -c 5)" = NUMPY ]'
+
+# ---- signals
+# interrupt SIGNAL ARGUMENTS...: sends it once text is coming.
+interrupt() {
+    local signal=$1 tries=0
+    shift
+    : >"$work/out"
+    "$linnet" "$@" >"$work/out" 2>"$work/err" </dev/null &
+    local pid=$!
+    while [ ! -s "$work/out" ] && [ $tries -lt 200 ]; do sleep 0.05 && tries=$((tries + 1)); done
+    kill "-$signal" $pid
+    wait $pid
+    code=$?
+}
+endless=(run "$chat" -p hi --ctx 100000000 --quiet "${say_A[@]}")
+interrupt INT "${endless[@]}"
+check "Ctrl-C ends the text with a newline, exit 130" eval \
+    'code_is 130 && [ ! -s "$work/err" ] && [ -z "$(tail -c 1 "$work/out" | tr -d "\n")" ]'
+interrupt TERM "${endless[@]}"
+check "SIGTERM too, exit 143" eval 'code_is 143 && [ ! -s "$work/err" ]'
+interrupt BUS "${endless[@]}"
+check "SIGBUS is a sentence" eval 'code_is 1 && err_has "changed while it was mapped"'
+cp "$chat" "$work/shrinks.gguf"
+mkfifo "$work/fifo"
+"$linnet" run "$work/shrinks.gguf" -f "$work/fifo" -n 3 --quiet >"$work/out" 2>"$work/err" &
+pid=$!
+exec 3>"$work/fifo" # opens once linnet waits for the prompt
+: >"$work/shrinks.gguf"
+printf 'hi' >&3
+exec 3>&-
+wait $pid
+code=$?
+check "a model file that shrinks while in use is no crash" eval \
+    'code_is 0 || { code_is 1 && err_has "changed while it was mapped"; }'
+
+# ---- tokenize, detokenize
+printf 'hello' >"$work/hello"
+in=$work/hello
+prints "tokenize stdin, BOS first" "259 258 111" tokenize "$chat"
+prints "--no-bos" "258 111" tokenize "$chat" --no-bos
+prints "a vocabulary alone is enough" "259 258 111" tokenize "$vocab"
+refuses "tokenize without a vocabulary" 1 "vocabulary" tokenize "$bare"
+printf 'a<|im_end|>' >"$work/special"
+in=$work/special
+prints "--parse-special" "97 261" tokenize "$chat" --no-bos --parse-special
+try tokenize "$chat" --no-bos
+check "special tokens in a text are text" eval 'code_is 0 && ! grep -q 261 "$work/out"'
+in=/dev/null
+prints "tokenize nothing" "259" tokenize "$chat"
+in=$work/surrogate
+refuses "tokenize what is not UTF-8" 1 "standard input is not valid UTF-8" tokenize "$chat"
+in=/dev/null
+printf '{"text": "a\\u0000b"}\n\n{"text": "\xc3\xa9", "more": 1}\n{"text": ""}\n' >"$work/l.jsonl"
+prints "tokenize --lines, NUL included" $'97 0 98\n195 169\n' tokenize "$chat" --no-bos --lines "$work/l.jsonl"
+printf '{"messages": [{"role": "user", "content": "a<|im_end|>"}], "add_generation_prompt": true}\n' >"$work/m.jsonl"
+printf '{"messages": [{"role": "user", "content": "b"}]}\n' >>"$work/m.jsonl"
+try tokenize "$chat" --messages "$work/m.jsonl"
+check "tokenize --messages: frames are tokens, contents are text" eval \
+    'code_is 0 && [ "$(head -1 "$work/out" | tr " " "\n" | grep -c "^26[01]$")" = 3 ]'
+check "add_generation_prompt is false unless given" eval \
+    '[ "$(tail -1 "$work/out" | tr " " "\n" | grep -c "^26[01]$")" = 2 ]'
+refuses "an unknown template says how to choose" 1 "choose one with --template" \
+    tokenize "$vocab" --messages "$work/m.jsonl"
+try tokenize "$vocab" --messages "$work/m.jsonl" --template chatml
+check "--template chooses" code_is 0
+bad_line() { # FLAG LINE
+    printf '{"text": "a"}\n%s\n' "$2" >"$work/bad.jsonl"
+    try tokenize "$chat" --quiet "$1" "$work/bad.jsonl"
+    check "tokenize $1 of $2" eval 'code_is 1 && err_is_one_line && err_has "bad.jsonl, line 2: "'
+}
+for j in '{"text":' '{"text": 1}' '[]' '{}' '"text"' '{"text": "\ud800"}' $'{"text": "\xff"}' nonsense; do
+    bad_line --lines "$j"
+done
+printf '{"messages": [{"role": "user", "content": "a\\u0000b"}]}\n' >"$work/nul.jsonl"
+refuses "a NUL in a message" 1 "line 1: message 1 holds a NUL" tokenize "$chat" --messages "$work/nul.jsonl"
+for j in '{}' '{"messages": 1}' '{"messages": [{}]}' '{"messages": [{"role": "user"}]}' \
+    '{"messages": [{"role": "user", "content": 7}]}' '{"messages": [], "add_generation_prompt": 1}'; do
+    printf '%s\n' "$j" >"$work/bad.jsonl"
+    refuses "tokenize --messages of $j" 1 "bad.jsonl, line 1: expected" \
+        tokenize "$chat" --messages "$work/bad.jsonl"
+done
+refuses "no such lines" 1 "cannot open $work/none" tokenize "$chat" --lines "$work/none"
+printf '258 111\n\n 259 65 261\t66 \r\n195 169' >"$work/ids"
+prints "detokenize" $'{"text": "hello"}\n{"text": ""}\n{"text": "AB"}\n{"text": "\\u00E9"}' \
+    detokenize "$chat" --ids "$work/ids"
+printf '261\n' >"$work/ids1"
+prints "detokenize --parse-special" '{"text": "<|im_end|>"}' detokenize "$chat" --parse-special --ids "$work/ids1"
+printf '195\n' >"$work/half"
+prints "half a character is U+FFFD" '{"text": "\uFFFD"}' detokenize "$chat" --ids "$work/half"
+for id in 262 -1 1x 99999999999999999999 1.5; do
+    printf '1 2\n3 %s\n' "$id" >"$work/badids"
+    try detokenize "$chat" --ids "$work/badids"
+    check "detokenize id $id" eval \
+        'code_is 1 && err_has "badids, line 2: expected a token id from 0 to 261, found '"'$id'"'"'
+    refuses "logits id $id" 1 "badids, line 2: expected a token id" \
+        logits "$chat" --ids "$work/badids" -o "$work/none.npy"
+done
+refuses "detokenize without a vocabulary" 1 "vocabulary" detokenize "$bare" --ids "$work/ids"
+
+# ---- logits
+seq 1 40 >"$work/ids40"
+try logits "$chat" --ids "$work/ids40" -o "$work/full.npy"
+check "logits writes [T, rows]" eval \
+    'code_is 0 && silent && head -1 "$work/full.npy" | grep -aq "(40, 262)"'
+check "with a header of 128 bytes and T x rows floats" \
+    [ "$(wc -c <"$work/full.npy")" = $((128 + 40 * 262 * 4)) ]
+# floats FILE: a number per line. differ A B: the largest difference.
+floats() { tail -c +129 "$1" | od -An -v -t f4 -w4; }
+near() {
+    paste <(floats "$1") <(floats "$2") |
+        awk '{ d = $1 - $2; d = d < 0 ? -d : d; if (!(d <= 1e-4)) bad = 1 } END { exit bad || NR != 40 * 262 }'
+}
+for chunk in 1 7 40 1000; do
+    try logits "$chat" --ids "$work/ids40" -o "$work/part.npy" --chunk $chunk
+    check "logits --chunk $chunk is within 1e-4" near "$work/full.npy" "$work/part.npy"
+done
+try logits "$chat" --ids "$work/ids40" -o "$work/part.npy" --threads 1 --no-mmap
+check "1 thread, read: the same bits" cmp -s "$work/full.npy" "$work/part.npy"
+try logits "$chat" --ids "$work/ids40" -o "$work/part.npy" --threads 3
+check "3 threads: the same bits" cmp -s "$work/full.npy" "$work/part.npy"
+try logits "$chat" --ids "$work/ids40" -o "$work/last.npy" --last
+check "--last writes the last row" eval \
+    'head -1 "$work/last.npy" | grep -aq "(1, 262)" && cmp -s <(tail -c 1048 "$work/full.npy") <(tail -c 1048 "$work/last.npy")'
+try logits "$bare" --ids "$work/ids40" -o "$work/bare.npy"
+check "logits of a model without a vocabulary" code_is 0
+mkdir "$work/place"
+refuses "more ids than the context" 1 "holds 40 ids, more than the context of 39" \
+    logits "$chat" --ids "$work/ids40" -o "$work/place/x.npy" --ctx 39
+refuses "no ids" 1 "holds no token ids" logits "$chat" --ids /dev/null -o "$work/place/x.npy"
+refuses "learned positions cannot be exceeded" 1 "160" \
+    logits "$gpt2" --ids "$work/ids40" -o "$work/place/x.npy" --ctx 161
+# The last weight of the file becomes NaN.
+cp "$chat" "$work/nan.gguf"
+printf '\0\0\300\177' | dd of="$work/nan.gguf" bs=1 seek=$(($(wc -c <"$work/nan.gguf") - 4)) conv=notrunc 2>/dev/null
+try logits "$work/nan.gguf" --ids "$work/ids40" -o "$work/place/x.npy" --quiet
+check "NaN in the logits" eval 'code_is 1 && err_is_one_line'
+check "a failed command leaves no file behind" [ -z "$(ls -A "$work/place")" ]
+refuses "logits into a folder" 1 "it is a folder" logits "$chat" --ids "$work/ids40" -o "$work/place"
+refuses "logits into no folder" 1 "cannot write $work/none/x.npy" \
+    logits "$chat" --ids "$work/ids40" -o "$work/none/x.npy"
+refuses "logits onto a full disk" 1 "No space left" logits "$chat" --ids "$work/ids40" -o /dev/full
+check "/dev/full is still there" [ -c /dev/full ]
+echo old >"$work/target.npy"
+ln -s target.npy "$work/link.npy"
+try logits "$chat" --ids "$work/ids40" -o "$work/link.npy" --last
+check "a link's target is replaced, not the link" eval \
+    '[ -L "$work/link.npy" ] && cmp -s "$work/last.npy" "$work/target.npy"'
+
+# ---- perplexity
+printf 'abcdefghij%.0s' 1 2 3 4 5 6 7 8 9 10 >"$work/text"
+try perplexity "$chat" "$work/text" --ctx 30
+check "perplexity: windows of 30, 30, 30, 10" grep -qE '^perplexity [0-9.]+ \+- [0-9.]+ \(96 scored\)$' "$work/out"
+check "and no other line" [ "$(wc -l <"$work/out")" = 1 ]
+try perplexity "$chat" "$work/text" --ctx 33
+check "a last window of 1 id is left out" grep -q '(96 scored)' "$work/out"
+# The same from the logits: a mean of -log softmax, and its standard error.
+printf '%s\n' 97 98 99 100 101 102 103 104 105 106 >"$work/ids10"
+try logits "$chat" --ids "$work/ids10" -o "$work/ten.npy"
+by_hand=$(floats "$work/ten.npy" | awk '
+    BEGIN { for (i = 0; i < 10; i++) id[i] = 97 + i }
+    { row = int((NR - 1) / 262); k = (NR - 1) % 262; sum[row] += exp($1); if (k == id[row + 1]) own[row] = $1 }
+    END { for (r = 0; r < 9; r++) { x = log(sum[r]) - own[r]; s += x; q += x * x }
+          m = s / 9; e = sqrt((q - 9 * m * m) / 8 / 9)
+          printf "perplexity %.2f +- %.2f (9 scored)", exp(m), exp(m) * e }')
+try perplexity "$chat" "$work/text" --chars 10
+by_linnet=$(awk '{ printf "perplexity %.2f +- %.2f (%d scored)", $2, $4, substr($5, 2) }' "$work/out")
+check "perplexity equals the formula on the logits" [ "$by_hand" = "$by_linnet" ]
+printf '\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9' >"$work/accents"
+try perplexity "$chat" "$work/accents" --chars 3
+check "--chars counts code points" grep -q '(5 scored)' "$work/out"
+printf 'a' >"$work/one"
+refuses "a text of one token" 1 "at least 2" perplexity "$chat" "$work/one"
+refuses "an empty text" 1 "at least 2" perplexity "$chat" /dev/null
+refuses "a text that is not UTF-8" 1 "not valid UTF-8" perplexity "$chat" "$work/surrogate"
+refuses "no such text" 1 "cannot open" perplexity "$chat" "$work/none"
+
+# ---- info
+try info "$chat"
+check "info for people" eval 'code_is 0 && grep -q "^architecture *llama" "$work/out" &&
+    grep -q "layers 0-1 *softmax" "$work/out" && grep -q "^chat template *chatml" "$work/out"'
+try info "$chat" --json
+for key in architecture mixers windows dtypes params file_bytes weight_bytes activation_bytes \
+    state_bytes context tokenizer template; do
+    check "info --json has $key" grep -q "^  \"$key\": " "$work/out"
+done
+check "info --json has the depths" eval \
+    'for d in 0 1024 8192 32768; do grep -q "^    \"$d\": [0-9]" "$work/out" || exit 1; done'
+check "file_bytes is the file's" grep -q "\"file_bytes\": $(wc -c <"$chat")," "$work/out"
+# 2 layers x (key + value) x 2 heads x 8 wide x 2 bytes = 128 bytes a token
+check "state bytes grow by 128 a token" grep -q '"1024": 131072,' "$work/out"
+try info "$chat" --json --kv f32
+check "info --kv f32: twice that" grep -q '"1024": 262144,' "$work/out"
+try info "$vocab" --json
+check "info of a vocabulary" eval 'code_is 0 && grep -q "\"mixers\": \[\]" "$work/out" && grep -q "\"vocabulary\": 262" "$work/out"'
+try info "$chat" --check
+check "--check finds nothing" grep -q "^check *every weight is finite" "$work/out"
+try info "$work/nan.gguf" --check --quiet
+check "--check names the tensor with a NaN" eval 'code_is 1 && err_has "blk.1.ffn_down.weight"'
+
+# ---- quantize
+mkdir "$work/q"
+for type in f32 f16 bf16 q8_0 q4_0 q4_1 q4_K q6_K; do
+    try quantize "$chat" "$work/q/$type.gguf" $type
+    check "quantize $type" code_is 0
+    try run "$work/q/$type.gguf" -p hi -n 2 "${say_A[@]}"
+    check "and it runs" out_is AA
+done
+try quantize "$chat" "$work/q/tied.gguf" q4_0
+check "quantize says that a tied embedding stays q8_0" eval 'err_has token_embd.weight && err_has q8_0'
+try info "$work/q/q4_K.gguf" --json
+check "rows of 32: q4_K falls back to q5_0" grep -q '"q5_0": 14' "$work/out"
+refuses "quantize no such file" 1 "$work/none.gguf" quantize "$work/none.gguf" "$work/q/x.gguf" q8_0
+refuses "quantize a truncated file" 1 "$work/cut.gguf" quantize "$work/cut.gguf" "$work/q/x.gguf" q8_0
+refuses "quantize into no folder" 1 "$work/none/x.gguf" quantize "$chat" "$work/none/x.gguf" q8_0
+cp "$chat" "$work/same.gguf"
+refuses "quantize onto itself" 1 "same file" quantize "$work/same.gguf" "$work/same.gguf" q8_0
+check "the original is untouched" cmp -s "$chat" "$work/same.gguf"
+check "no leftovers" [ "$(ls -A "$work/q" | wc -l)" = 9 ]
+
+# ---- chat
+# talk LINES ARGUMENTS...: a conversation from a pipe.
+talk() {
+    printf '%s' "$1" >"$work/lines"
+    shift
+    in=$work/lines
+    try chat "$chat" --quiet -n 3 "${say_A[@]}" "$@"
+    in=/dev/null
+}
+talk $'one\ntwo\n'
+check "a turn a line, an answer a line" out_is $'AAA\nAAA'
+check "nothing on stderr when quiet" [ ! -s "$work/err" ]
+talk 'no newline at the end'
+check "a last line without a newline" out_is AAA
+talk ''
+check "no line, no answer" eval 'code_is 0 && silent'
+talk $'one\n\n  \ntwo\r\n'
+check "blank lines are no turns" out_is $'AAA\nAAA'
+talk $'one\n/quit\ntwo\n'
+check "/quit leaves" out_is AAA
+talk $'//slash\n'
+check "// is a turn" out_is AAA
+talk $'/help\n'
+check "/help is talk" eval 'code_is 0 && silent && err_has /undo'
+for command in /save /load /fork /switch; do
+    talk "$command x"$'\none\n'
+    check "$command comes later, and the chat goes on" eval 'out_is AAA && err_is_one_line && err_has "later"'
+done
+talk $'/sing\none\n'
+check "an unknown command is named" eval 'out_is AAA && err_has "unknown command /sing"'
+talk $'one\n/reset\ntwo\n/stats\n'
+check "/reset forgets, /stats counts" eval 'out_is $'"'AAA\nAAA'"' && err_has "turns: 1, "'
+talk $'one\ntwo\n/undo\n/stats\n'
+check "/undo takes back" err_has "turns: 1, "
+talk $'one\n/retry\n/stats\n'
+check "/retry answers again" eval 'out_is $'"'AAA\nAAA'"' && err_has "turns: 1, "'
+talk $'/undo\none\n'
+check "nothing to take back" eval 'code_is 1 && err_has "no turn to take back"'
+talk $'/retry\n'
+check "nothing to retry" eval 'code_is 1 && err_has "no answer"'
+talk $'one\n\xff\ntwo\n'
+check "a turn that is not UTF-8 is dropped, the chat goes on" eval \
+    'code_is 1 && [ "$(cat "$work/out")" = $'"'AAA\nAAA'"' ] && err_has "not valid UTF-8"'
+talk $'one\ntwo\n' --ctx 30
+check "a turn that does not fit is dropped with numbers" eval \
+    'code_is 1 && err_has "the context of 30 has room for" && err_has "/reset"'
+talk $'one\n/reset\ntwo\n' --ctx 30
+check "after /reset there is room again" out_is $'AAA\nAAA'
+# What a second turn feeds is what the template adds, no token twice.
+cat >"$work/both.jsonl" <<'END'
+{"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "one"}, {"role": "assistant", "content": "AAA"}, {"role": "user", "content": "two"}], "add_generation_prompt": true}
+END
+try tokenize "$chat" --messages "$work/both.jsonl"
+n=$(wc -w <"$work/out")
+talk $'one\ntwo\n' --system S --stats
+check "the second turn feeds only what is new" err_has "tok/s ($((n - 3))), decode"
+# A stop text leaves the session with more than was shown: the next turn starts from the messages.
+talk $'one\ntwo\n' --stop AA --stats
+check "after a --stop the conversation is fed anew" out_is $'\n'
+try chat "$vocab"
+check "chat without a model" code_is 1
+refuses "chat without a vocabulary" 1 "$bare has no chat template; choose one with --template" chat "$bare"
+if command -v script >/dev/null; then
+    pty() { script -qec "$linnet chat $chat -n 3 ${say_A[*]} $*" /dev/null; }
+    { sleep 0.5; printf 'one\n'; sleep 0.5; printf '/quit\n'; sleep 0.2; } | pty >"$work/out" 2>"$work/err"
+    check "a terminal gets a prompt and the name" eval \
+        'grep -q "^> " "$work/out" && grep -q "AAA" "$work/out" && grep -q "tiny chat" "$work/out"'
+    { sleep 0.5; printf '\003'; sleep 0.3; printf 'one\n'; sleep 0.5; printf '\004'; sleep 0.2; } | pty >"$work/out" 2>"$work/err"
+    check "Ctrl-C at the prompt does not leave, Ctrl-D does" eval \
+        'grep -q "Ctrl-D or /quit leaves" "$work/out" && grep -q "AAA" "$work/out"'
+    { sleep 0.5; printf 'one\n'; sleep 1; printf '\003'; sleep 0.5; printf '/stats\n/quit\n'; sleep 0.2; } |
+        pty -n 100000000 --ctx 100000000 >"$work/out" 2>"$work/err"
+    check "Ctrl-C stops the answer, the chat goes on" eval \
+        'grep -q "stopped" "$work/out" && grep -q "turns: 1" "$work/out"'
+fi
+
+echo "$((count - bad)) passed, $bad failed"
+[ "$bad" -eq 0 ]
