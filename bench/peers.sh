@@ -18,7 +18,10 @@ linnet=${LINNET:-./linnet}
 die() { echo "peers.sh: $*" >&2; exit 1; }
 note() { echo "peers.sh: $*" >&2; }
 
-[ $# -ge 1 ] && [ $# -le 2 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+if [ $# -lt 1 ] || [ $# -gt 2 ]; then
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
 model=$1
 [ -f "$model" ] || die "$model: no such file"
 [ -x "$linnet" ] || die "$linnet is not there: run make first, or set LINNET"
@@ -59,8 +62,8 @@ fi
 # A text of exactly $1 tokens, BOS included, into file $2: a word that is one token, repeated.
 count_tokens() { "$linnet" tokenize "$model" --quiet <"$1" | wc -w; }
 make_prompt() {
-    local words=$1 found=0 step
-    for step in 1 2 3 4 5 6; do
+    local words=$1 found=0
+    for _ in 1 2 3 4 5 6; do
         awk -v n="$words" 'BEGIN { for (i = 0; i < n; i++) printf "%sthe", i ? " " : "" }' >"$2"
         found=$(count_tokens "$2")
         [ "$found" -eq "$1" ] && return 0
@@ -111,7 +114,7 @@ for round in $(seq "$rounds"); do
             # Who goes first changes with each round.
             if [ $((round % 2)) = 1 ]; then order="linnet llama"; else order="llama linnet"; fi
             for who in $order; do
-                speed=$(run_$who $kind "$t") || exit 1
+                speed=$("run_$who" "$kind" "$t") || exit 1
                 echo "$kind $t $who $speed" >>"$work/all"
                 note "round $round: $kind, $t threads: $who $speed tok/s"
             done
