@@ -1,0 +1,9 @@
+/* The table of mixers. */
+#include "mixer.h"
+
+#include <stddef.h>
+
+const mixer_ops *const mixers[] = {
+    &mixer_softmax,
+    NULL,
+};

@@ -1,0 +1,254 @@
+/* Softmax attention over all earlier positions, or a sliding window of them, with grouped KV heads.
+ *
+ *   o_t = sum_{s in (t - window, t]} softmax_s(q_t . k_s / sqrt(d)) v_s        (Vaswani et al. 2017)
+ *
+ * Query heads of a group share a KV head (Ainslie et al. 2023); q and k are normalized per head where
+ * the model says so (Qwen3), then rotated (Su et al. 2021).
+ *
+ * The positions are cut into segments of 16 pages at fixed places. Within a segment pages are taken in
+ * order with a running maximum; segments are merged in order. So a token's result does not depend on
+ * how many threads or neighbours there are: a long segment list is shared by threads when rows are few
+ * (decode at depth), and walked by one thread when there are many (prefill). */
+#include "../kernels_cpu/exp.h"
+#include "../kernels_cpu/pass.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    matrix wq, wk, wv, wo;
+    float *q_norm, *k_norm; /* [head_dim] or NULL */
+} softmax_weights;
+
+static linnet_status load(loader *l, int layer, void **weights, linnet_error *err) {
+    if (!*weights && !(*weights = calloc(1, sizeof(softmax_weights))))
+        return fail(err, LINNET_ERR_MEMORY, "no memory for layer %d", layer);
+    softmax_weights *w = *weights;
+    const config *c = &l->model->cfg;
+    size_t d = (size_t)c->n_embd, q = (size_t)c->n_heads * c->head_dim;
+    size_t kv = (size_t)c->n_kv_heads * c->head_dim, all = q + 2 * kv;
+    linnet_status s;
+    if (has_tensor(l, layer, "attn_qkv.weight")) { /* one matrix, rows q then k then v */
+        const char *name = "attn_qkv.weight", *bias = "attn_qkv.bias";
+        if ((s = load_matrix(l, layer, name, all, 0, q, d, &w->wq, err)) ||
+            (s = load_matrix(l, layer, name, all, q, kv, d, &w->wk, err)) ||
+            (s = load_matrix(l, layer, name, all, q + kv, kv, d, &w->wv, err)) ||
+            (s = load_vector(l, layer, bias, true, all, 0, q, &w->wq.bias, err)) ||
+            (s = load_vector(l, layer, bias, true, all, q, kv, &w->wk.bias, err)) ||
+            (s = load_vector(l, layer, bias, true, all, q + kv, kv, &w->wv.bias, err)))
+            return s;
+    } else {
+        struct {
+            const char *weight, *bias;
+            size_t rows;
+            matrix *m;
+        } all_three[] = {{"attn_q.weight", "attn_q.bias", q, &w->wq},
+                         {"attn_k.weight", "attn_k.bias", kv, &w->wk},
+                         {"attn_v.weight", "attn_v.bias", kv, &w->wv}};
+        for (int i = 0; i < 3; i++) {
+            size_t rows = all_three[i].rows;
+            matrix *m = all_three[i].m;
+            if ((s = load_matrix(l, layer, all_three[i].weight, rows, 0, rows, d, m, err)) ||
+                (s = load_vector(l, layer, all_three[i].bias, true, rows, 0, rows,
+                                 &m->bias, err)))
+                return s;
+        }
+    }
+    size_t hd = (size_t)c->head_dim;
+    if ((s = load_matrix(l, layer, "attn_output.weight", d, 0, d, q, &w->wo, err)) ||
+        (s = load_vector(l, layer, "attn_output.bias", true, d, 0, d, &w->wo.bias, err)) ||
+        (s = load_vector(l, layer, "attn_q_norm.weight", true, hd, 0, hd, &w->q_norm, err)) ||
+        (s = load_vector(l, layer, "attn_k_norm.weight", true, hd, 0, hd, &w->k_norm, err)))
+        return s;
+    return LINNET_OK;
+}
+
+/* Rotates one head by its position: pairs (2i, 2i+1), or (i, i + rope_dim/2). */
+static void rotate(const config *c, float *head, const float *cos, const float *sin) {
+    int half = c->rope_dim / 2;
+    int step = c->rope == ROPE_PAIRS ? 2 : 1, other = c->rope == ROPE_PAIRS ? 1 : half;
+    for (int i = 0; i < half; i++) {
+        float *a = head + i * step, *b = a + other;
+        float x = *a, y = *b;
+        *a = x * cos[i] - y * sin[i];
+        *b = x * sin[i] + y * cos[i];
+    }
+}
+
+/* Normalizes and rotates queries and keys of row r; stores key and value. */
+static void place_row(pass *p, const softmax_weights *w, int layer, size_t r) {
+    const config *c = &p->m->cfg;
+    size_t hd = (size_t)c->head_dim;
+    const row *row = &p->rows[r];
+    const float *cos = p->cos + r * (c->rope_dim / 2), *sin = p->sin + r * (c->rope_dim / 2);
+    float *q = p->q + r * c->n_heads * hd, *k = p->key + r * c->n_kv_heads * hd;
+    const float *v = p->value + r * c->n_kv_heads * hd;
+    float scale = 1.0f / sqrtf((float)c->head_dim);
+    for (int h = 0; h < c->n_heads; h++, q += hd) {
+        if (w->q_norm) p->k->rms_norm(q, q, w->q_norm, hd, c->norm_eps);
+        if (c->rope != ROPE_NONE) rotate(c, q, cos, sin);
+        for (size_t i = 0; i < hd; i++) q[i] *= scale;
+    }
+    for (int h = 0; h < c->n_kv_heads; h++, k += hd, v += hd) {
+        if (w->k_norm) p->k->rms_norm(k, k, w->k_norm, hd, c->norm_eps);
+        if (c->rope != ROPE_NONE) rotate(c, k, cos, sin);
+        kv_write(&row->session->kv, p->k, (size_t)row->position, p->m->layers[layer].kv_slot, h, k,
+                 v);
+    }
+}
+
+/* Rows [first, last) of one session, all query heads of one KV head, as a tile. */
+typedef struct {
+    size_t first, last;
+    int kv_head;
+} tile;
+
+/* Attention of a tile within one segment: sums [queries], out [queries][padded]; query i is row
+ * first + i / group, head kv_head * group + i % group. */
+static void attend_segment(pass *p, int layer, const tile *t, int segment, attend_sum *sums,
+                           float *out) {
+    const config *c = &p->m->cfg;
+    const kv_cache *kv = &p->rows[t->first].session->kv;
+    int group = c->n_heads / c->n_kv_heads, window = p->m->layers[layer].window;
+    size_t padded = round_up(c->head_dim, 16), n = (t->last - t->first) * (size_t)group;
+    attend_query queries[ATTEND_TILE];
+    for (size_t i = 0; i < n; i++) sums[i] = (attend_sum){-INFINITY, 0};
+    memset(out, 0, n * padded * sizeof(float));
+    int end = p->rows[t->last - 1].position + 1; /* rows of a session are in order */
+    int first = p->rows[t->first].position;
+    int from = segment * ATTEND_SEGMENT, to = from + ATTEND_SEGMENT < end ? from + ATTEND_SEGMENT : end;
+    if (window && first - window + 1 > from) from = (first - window + 1) / PAGE * PAGE;
+    for (int at = from; at < to; at += PAGE) {
+        int used = 0;
+        for (size_t i = 0; i < n; i++) {
+            size_t r = t->first + i / group;
+            int head = t->kv_head * group + (int)(i % group);
+            int position = p->rows[r].position;
+            int low = window && position - window + 1 > at ? position - window + 1 - at : 0;
+            int high = position + 1 - at < PAGE ? position + 1 - at : PAGE;
+            if (low >= high) continue;
+            queries[used++] = (attend_query){p->q + (r * c->n_heads + head) * c->head_dim,
+                                             out + i * padded, &sums[i], low, high};
+        }
+        if (!used) continue;
+        kv_view view = kv_at(kv, at / PAGE, p->m->layers[layer].kv_slot, t->kv_head);
+        p->k->attend(kv->layout.kind, &view, c->head_dim, queries, used);
+    }
+}
+
+/* total (+) part: both relative to the larger maximum. */
+static void merge(attend_sum *total, float *out, const attend_sum *part, const float *part_out,
+                  size_t n) {
+    if (part->max == -INFINITY) return; /* nothing of this segment is visible */
+    float max = part->max > total->max ? part->max : total->max;
+    float keep = exp_f32(total->max - max), add = exp_f32(part->max - max);
+    total->max = max;
+    total->sum = total->sum * keep + part->sum * add;
+    for (size_t d = 0; d < n; d++) out[d] = out[d] * keep + part_out[d] * add;
+}
+
+static void store(pass *p, const tile *t, size_t i, const attend_sum *sum, const float *out) {
+    const config *c = &p->m->cfg;
+    int group = c->n_heads / c->n_kv_heads;
+    size_t r = t->first + i / group, head = t->kv_head * group + i % group;
+    float *dst = p->mixed + (r * c->n_heads + head) * c->head_dim;
+    for (int d = 0; d < c->head_dim; d++) dst[d] = out[d] / sum->sum;
+}
+
+/* Rows from `first` that share a session, at most ATTEND_ROWS (fewer where groups are huge). */
+static size_t block_end(const pass *p, size_t first) {
+    const config *c = &p->m->cfg;
+    size_t most = min_size(ATTEND_ROWS, max_size(1, ATTEND_TILE / (c->n_heads / c->n_kv_heads)));
+    size_t end = first + 1;
+    while (end < p->n && end - first < most && p->rows[end].session == p->rows[first].session) end++;
+    return end;
+}
+
+static int segments_of(const pass *p, size_t last_row) {
+    return p->rows[last_row].position / ATTEND_SEGMENT + 1;
+}
+
+/* Many rows: every (block of rows, KV head) is a unit that one thread takes through all segments. */
+static void attend_rows(pass *p, int layer, int thread) {
+    const config *c = &p->m->cfg;
+    size_t group = (size_t)(c->n_heads / c->n_kv_heads), padded = round_up(c->head_dim, 16);
+    size_t most = ATTEND_ROWS * group, unit = 0;
+    if (most > ATTEND_TILE) most = max_size(ATTEND_TILE / group, 1) * group;
+    float *total = p->attend_out + (size_t)thread * 2 * most * padded, *part = total + most * padded;
+    attend_sum *totals = p->attend_sums + (size_t)thread * 2 * most, *parts = totals + most;
+    for (size_t first = 0, last; first < p->n; first = last) {
+        last = block_end(p, first);
+        for (int h = 0; h < c->n_kv_heads; h++, unit++) {
+            if (unit % (size_t)team_width(p->team) != (size_t)thread) continue;
+            tile t = {first, last, h};
+            size_t n = (last - first) * group;
+            for (size_t i = 0; i < n; i++) totals[i] = (attend_sum){-INFINITY, 0};
+            memset(total, 0, n * padded * sizeof(float));
+            for (int s = 0; s < segments_of(p, last - 1); s++) {
+                attend_segment(p, layer, &t, s, parts, part);
+                for (size_t i = 0; i < n; i++)
+                    merge(&totals[i], total + i * padded, &parts[i], part + i * padded, padded);
+            }
+            for (size_t i = 0; i < n; i++) store(p, &t, i, &totals[i], total + i * padded);
+        }
+    }
+}
+
+/* Few rows: every (row, KV head, segment) is a unit of its own; then the segments are merged. */
+static void attend_split(pass *p, int layer, int thread) {
+    const config *c = &p->m->cfg;
+    size_t group = (size_t)(c->n_heads / c->n_kv_heads), padded = round_up(c->head_dim, 16);
+    size_t width = (size_t)team_width(p->team);
+    for (int merging = 0; merging < 2; merging++) {
+        size_t unit = 0, base = 0;
+        for (size_t r = 0; r < p->n; r++) {
+            int segments = segments_of(p, r);
+            for (int h = 0; h < c->n_kv_heads; h++) {
+                tile t = {r, r + 1, h};
+                if (merging && unit++ % width == (size_t)thread) {
+                    for (size_t i = 0; i < group; i++) {
+                        attend_sum total = {-INFINITY, 0}, *sums = p->attend_sums + base + i;
+                        float out[MAX_HEAD_DIM] = {0}, *parts = p->attend_out + (base + i) * padded;
+                        for (int s = 0; s < segments; s++)
+                            merge(&total, out, sums + s * group, parts + s * group * padded, padded);
+                        store(p, &t, i, &total, out);
+                    }
+                }
+                for (int s = 0; s < segments; s++, base += group)
+                    if (!merging && unit++ % width == (size_t)thread)
+                        attend_segment(p, layer, &t, s, p->attend_sums + base,
+                                       p->attend_out + base * padded);
+            }
+        }
+        if (!merging) team_barrier(p->team);
+    }
+}
+
+static void forward(pass *p, int layer, int thread) {
+    const layer_weights *L = &p->m->layers[layer];
+    const softmax_weights *w = L->mixer_weights;
+    const config *c = &p->m->cfg;
+    size_t from, to, q = (size_t)c->n_heads * c->head_dim, kv = (size_t)c->n_kv_heads * c->head_dim;
+    const product qkv[] = {{&w->wq, p->q, q, GEMM_STORE},
+                           {&w->wk, p->key, kv, GEMM_STORE},
+                           {&w->wv, p->value, kv, GEMM_STORE}};
+    pass_norm_products(p, thread, &L->attn_norm, qkv, 3);
+    team_share(p->team, thread, p->n, &from, &to);
+    for (size_t r = from; r < to; r++) place_row(p, w, layer, r);
+    team_barrier(p->team);
+    if (p->split_attention)
+        attend_split(p, layer, thread);
+    else
+        attend_rows(p, layer, thread);
+    team_barrier(p->team);
+    const product o = {&w->wo, p->x, (size_t)c->n_embd, GEMM_ADD};
+    pass_products(p, thread, p->mixed, q, &o, 1);
+}
+
+const mixer_ops mixer_softmax = {
+    .name = "softmax",
+    .load = load,
+    .uses_kv = true,
+    .forward = forward,
+};

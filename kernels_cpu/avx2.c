@@ -1,0 +1,24 @@
+/* AVX2 with FMA and F16C: 8 lanes. The loops are in vector.h. */
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef float vf __attribute__((vector_size(32)));
+typedef int32_t vi __attribute__((vector_size(32)));
+typedef int16_t vs __attribute__((vector_size(32)));
+
+#define LANES 8
+#define QUERIES 2
+#define TABLE kernels_avx2
+#define NAME "avx2"
+#define V_SET1F(x) ((vf)_mm256_set1_ps(x))
+#define V_SET1I(x) ((vi)_mm256_set1_epi32(x))
+#define V_FMA(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define V_MAX(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define V_ABS(a) ((vf)_mm256_andnot_ps(_mm256_set1_ps(-0.0f), (__m256)(a)))
+#define V_DOT(acc, a, b) ((acc) + (vi)_mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
+#define V_F16(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p))))
+#define V_STORE_F16(p, v)                                                                          \
+    _mm_storeu_si128((__m128i *)(p), _mm256_cvtps_ph((__m256)(v), _MM_FROUND_TO_NEAREST_INT))
+#define V_ROUND(a) ((vi)_mm256_cvtps_epi32((__m256)(a)))
+
+#include "vector.h"

@@ -1,0 +1,335 @@
+/* The CPU's forward pass: pieces of at most PIECE rows (tokens of any sessions), layer by layer, then the
+ * logits that were asked for. Adding a mixer does not touch this file. */
+#include "pass.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Scratch ------------------------------------------------------------------------------------ */
+
+struct scratch {
+    size_t rows, partials; /* what the buffers are large enough for */
+    int threads;
+    void *memory;
+    size_t bytes;
+    pass pass; /* its pointers point into memory */
+    float *logits;
+};
+
+/* Lays the buffers of `p` out from `base` (NULL: only adds up) and returns their bytes. */
+static size_t lay_out(const linnet_model *m, size_t rows, size_t partials, int threads, pass *p,
+                      uint8_t *base) {
+    const config *c = &m->cfg;
+    size_t q = (size_t)c->n_heads * c->head_dim, kv = (size_t)c->n_kv_heads * c->head_dim;
+    size_t widest = round_up(max_size(max_size(c->n_embd, c->n_ff), q), BLOCK);
+    size_t used = 0;
+#define TAKE(field, count)                                                                         \
+    do {                                                                                           \
+        if (base) p->field = (void *)(base + used);                                                \
+        used += round_up((count) * sizeof *p->field, 64);                                          \
+    } while (0)
+    TAKE(x, rows * c->n_embd);
+    TAKE(q, rows * q);
+    TAKE(key, rows * kv);
+    TAKE(value, rows * kv);
+    TAKE(mixed, rows * q);
+    TAKE(gate, rows * c->n_ff);
+    TAKE(up, c->ffn == FFN_SILU_GATED ? rows * c->n_ff : 0);
+    TAKE(norm_row, (size_t)threads * c->n_embd);
+    TAKE(cos, rows * (c->rope_dim / 2));
+    TAKE(sin, rows * (c->rope_dim / 2));
+    TAKE(attend_out, partials * round_up(c->head_dim, 16));
+    TAKE(attend_sums, partials);
+    TAKE(input.f, rows * widest);
+    if (m->act != LINNET_ACT_EXACT) {
+        TAKE(input.q, rows * widest);
+        TAKE(input.scale, rows * widest / BLOCK);
+        TAKE(input.scaled_sum, rows * widest / BLOCK);
+    }
+    TAKE(logits, min_size(rows, LOGITS_PIECE) * c->n_rows);
+#undef TAKE
+    return used;
+}
+
+/* A model opened for its metadata alone has no team: it answers for the default one. */
+static int threads_of(const linnet_model *m) {
+    return m->team ? team_size(m->team) : team_default_size();
+}
+
+/* Partial attention results that `n` rows up to position `last` need, and whether to split. */
+static size_t partials_of(const linnet_model *m, int team, size_t n, size_t last, bool *split) {
+    const config *c = &m->cfg;
+    size_t threads = (size_t)team;
+    size_t units = (n + ATTEND_ROWS - 1) / ATTEND_ROWS * (size_t)c->n_kv_heads;
+    *split = units < 4 * threads && n <= 4 * threads;
+    if (*split) return n * (size_t)c->n_heads * (last / ATTEND_SEGMENT + 1);
+    return threads * 2 * max_size(ATTEND_TILE, (size_t)(c->n_heads / c->n_kv_heads));
+}
+
+static linnet_status scratch_fit(linnet_model *m, size_t rows, size_t partials, linnet_error *err) {
+    scratch *s = m->scratch;
+    if (s && s->rows >= rows && s->partials >= partials) return LINNET_OK;
+    if (s) rows = max_size(rows, s->rows), partials = max_size(partials, s->partials);
+    int threads = team_size(m->team);
+    size_t bytes = lay_out(m, rows, partials, threads, NULL, NULL);
+    scratch *fresh = calloc(1, sizeof *fresh);
+    void *memory = fresh ? aligned_alloc(64, round_up(bytes, 64)) : NULL;
+    if (!memory) {
+        free(fresh);
+        return fail(err, LINNET_ERR_MEMORY, "no memory for %zu bytes of activations (%zu rows)",
+                    bytes, rows);
+    }
+    *fresh = (scratch){.rows = rows, .partials = partials, .memory = memory, .bytes = bytes};
+    lay_out(m, rows, partials, threads, &fresh->pass, memory);
+    scratch_free(s);
+    m->scratch = fresh;
+    return LINNET_OK;
+}
+
+void scratch_free(scratch *s) {
+    if (s) free(s->memory);
+    free(s);
+}
+
+uint64_t forward_activation_bytes(const linnet_model *m, size_t rows) {
+    bool split;
+    int threads = threads_of(m);
+    size_t partials = partials_of(m, threads, rows, rows, &split);
+    return lay_out(m, rows, partials, threads, NULL, NULL);
+}
+
+/* ---- Steps -------------------------------------------------------------------------------------- */
+
+/* What the products' matrices want to read, for row c from `src`, blocks [b0, b1). */
+static void quantize_row_blocks(pass *p, const activations *a, size_t c, const float *src, size_t b0,
+                                size_t b1) {
+    p->k->quantize(a, c, src, b0, b1, p->m->act == LINNET_ACT_Q8 ? 127.0f : 32767.0f);
+}
+
+static activations input_for(const pass *p, size_t cols, const product *products, size_t n) {
+    activations a = p->input;
+    bool f = false, q = false;
+    a.n = p->n;
+    a.cols = cols;
+    for (size_t i = 0; i < n; i++) {
+        bool exact = is_float_type(products[i].w->type) || p->m->act == LINNET_ACT_EXACT;
+        f = f || exact;
+        q = q || !exact;
+    }
+    if (!f) a.f = NULL;
+    if (!q) a.q = NULL;
+    return a;
+}
+
+static void multiply(pass *p, int thread, const activations *a, const product *products, size_t n) {
+    size_t total = 0, from, to, at = 0;
+    for (size_t i = 0; i < n; i++)
+        total += round_up(products[i].w->rows, PANEL) / PANEL * products[i].w->panel_bytes;
+    team_share(p->team, thread, total, &from, &to);
+    for (size_t i = 0; i < n; i++) {
+        const matrix *w = products[i].w;
+        size_t bytes = w->panel_bytes, panels = round_up(w->rows, PANEL) / PANEL;
+        /* a panel belongs to the thread whose share its first byte is in */
+        size_t p0 = from > at ? (from - at + bytes - 1) / bytes : 0;
+        size_t p1 = to > at ? (to - at + bytes - 1) / bytes : 0;
+        p0 = min_size(p0, panels), p1 = min_size(p1, panels);
+        if (p0 < p1) p->k->gemm(w, p0, p1, a, products[i].y, products[i].ldy, products[i].mode);
+        at += panels * bytes;
+    }
+    team_barrier(p->team);
+}
+
+void pass_products(pass *p, int thread, const float *src, size_t cols, const product *products,
+                   size_t n_products) {
+    activations a = input_for(p, cols, products, n_products);
+    size_t blocks = (cols + BLOCK - 1) / BLOCK, from, to;
+    team_share(p->team, thread, p->n * blocks, &from, &to);
+    while (from < to) {
+        size_t c = from / blocks, b0 = from % blocks, b1 = min_size(blocks, b0 + to - from);
+        quantize_row_blocks(p, &a, c, src + c * cols, b0, b1);
+        from += b1 - b0;
+    }
+    team_barrier(p->team);
+    multiply(p, thread, &a, products, n_products);
+}
+
+static void normalize(const pass *p, const norm *w, const float *x, float *out) {
+    const config *c = &p->m->cfg;
+    if (c->norm == NORM_RMS)
+        p->k->rms_norm(out, x, w->w, (size_t)c->n_embd, c->norm_eps);
+    else
+        p->k->layer_norm(out, x, w->w, w->b, (size_t)c->n_embd, c->norm_eps);
+}
+
+void pass_norm_products(pass *p, int thread, const norm *w, const product *products,
+                        size_t n_products) {
+    size_t d = (size_t)p->m->cfg.n_embd, from, to;
+    activations a = input_for(p, d, products, n_products);
+    float *h = p->norm_row + (size_t)thread * d;
+    team_share(p->team, thread, p->n, &from, &to);
+    for (size_t r = from; r < to; r++) {
+        normalize(p, w, p->x + r * d, h);
+        quantize_row_blocks(p, &a, r, h, 0, (d + BLOCK - 1) / BLOCK);
+    }
+    team_barrier(p->team);
+    multiply(p, thread, &a, products, n_products);
+}
+
+static void feed_forward(pass *p, int thread, const layer_weights *l) {
+    const config *c = &p->m->cfg;
+    size_t ff = (size_t)c->n_ff, from, to;
+    bool gated = c->ffn == FFN_SILU_GATED;
+    const product in[] = {{&l->w_gate, p->gate, ff, GEMM_STORE}, {&l->w_up, p->up, ff, GEMM_STORE}};
+    pass_norm_products(p, thread, &l->ffn_norm, gated ? in : &(product){&l->w_up, p->gate, ff, 0},
+                       gated ? 2 : 1);
+    /* by blocks of 32, as the quantization that follows shares them: no barrier between */
+    size_t blocks = (ff + BLOCK - 1) / BLOCK;
+    team_share(p->team, thread, p->n * blocks, &from, &to);
+    while (from < to) {
+        size_t r = from / blocks, b = from % blocks, run = min_size(blocks - b, to - from);
+        size_t at = r * ff + b * BLOCK, n = min_size(run * BLOCK, ff - b * BLOCK);
+        if (gated)
+            p->k->silu_mul(p->gate + at, p->up + at, n);
+        else
+            p->k->gelu(p->gate + at, n);
+        from += run;
+    }
+    const product down = {&l->w_down, p->x, (size_t)c->n_embd, GEMM_ADD};
+    pass_products(p, thread, p->gate, ff, &down, 1);
+}
+
+/* ---- One piece ---------------------------------------------------------------------------------- */
+
+static linnet_status embed(linnet_model *m, const row *row, float *x, linnet_error *err) {
+    size_t d = (size_t)m->cfg.n_embd;
+    linnet_status s;
+    if (m->cfg.tied)
+        packed_row(&m->output, (size_t)row->token, x);
+    else if ((s = read_row(m->file, m->embedding, (uint64_t)row->token, x, d, err)))
+        return s;
+    if (!m->positions) return LINNET_OK;
+    float *position = m->scratch->pass.norm_row; /* idle until the layers run */
+    if ((s = read_row(m->file, m->positions, (uint64_t)row->position, position, d, err))) return s;
+    for (size_t i = 0; i < d; i++) x[i] += position[i];
+    return LINNET_OK;
+}
+
+/* As transformers does it: the frequency, the angle and its cosine are each rounded to float32. */
+static void rope_row(const config *c, int position, float *cos_out, float *sin_out) {
+    for (int i = 0; i < c->rope_dim / 2; i++) {
+        float angle = (float)position * c->rope_freq[i];
+        cos_out[i] = (float)cos((double)angle) * c->rope_scale;
+        sin_out[i] = (float)sin((double)angle) * c->rope_scale;
+    }
+}
+
+static void run_layers(void *arg, int thread) {
+    pass *p = arg;
+    const linnet_model *m = p->m;
+    size_t from, to;
+    team_share(p->team, thread, p->n, &from, &to);
+    for (size_t r = from; r < to; r++) {
+        size_t half = (size_t)m->cfg.rope_dim / 2;
+        rope_row(&m->cfg, p->rows[r].position, p->cos + r * half, p->sin + r * half);
+    }
+    team_barrier(p->team);
+    for (int l = 0; l < m->cfg.n_layers; l++) {
+        m->layers[l].mixer->forward(p, l, thread);
+        feed_forward(p, thread, &m->layers[l]);
+    }
+}
+
+/* Logits of p->wanted: their rows were gathered at the start of p->x, so p->n is their number. */
+static void run_output(void *arg, int thread) {
+    pass *p = arg;
+    const linnet_model *m = p->m;
+    const product out = {&m->output, p->logits, (size_t)m->cfg.n_rows, GEMM_STORE};
+    pass_norm_products(p, thread, &m->out_norm, &out, 1);
+}
+
+static bool all_finite(const float *x, size_t n) {
+    float sum = 0; /* 0 * x is NaN for NaN and infinity */
+    for (size_t i = 0; i < n; i++) sum += 0.0f * x[i];
+    return sum == 0;
+}
+
+/* Hands logits of wanted rows [w0, w0 + n) to their sessions and callbacks. */
+static linnet_status deliver(pass *p, linnet_item *items, const size_t *wanted, size_t n,
+                             linnet_error *err) {
+    size_t width = (size_t)p->m->cfg.n_rows;
+    for (size_t i = 0; i < n; i++) {
+        const row *r = &p->rows[wanted[i]];
+        linnet_item *item = &items[r->item];
+        const float *logits = p->logits + i * width;
+        if (!all_finite(logits, width))
+            return fail(err, LINNET_ERR_NUMERIC,
+                        "the logits at position %d have NaN or infinite values: the model's weights "
+                        "are damaged or overflow",
+                        r->position);
+        if (item->want == LINNET_LOGITS_ALL && item->rows &&
+            !item->rows(item->user, (size_t)r->position, 1, logits))
+            return fail(err, LINNET_ERR_CANCELLED, "cancelled by the logits callback");
+        if ((size_t)r->position + 1 == r->session->n_tokens + item->n_tokens)
+            memcpy(r->session->pending, logits, width * sizeof(float));
+    }
+    return LINNET_OK;
+}
+
+static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *rows, size_t n,
+                               linnet_error *err) {
+    size_t d = (size_t)m->cfg.n_embd, last = 0, wanted[PIECE], n_wanted = 0;
+    bool split;
+    for (size_t r = 0; r < n; r++) {
+        last = max_size(last, (size_t)rows[r].position);
+        if (rows[r].want) wanted[n_wanted++] = r;
+    }
+    size_t partials = partials_of(m, threads_of(m), n, last, &split);
+    linnet_status s = scratch_fit(m, n, partials, err);
+    if (s) return s;
+    pass *p = &m->scratch->pass;
+    p->m = m;
+    p->team = m->team;
+    p->k = m->kernels;
+    p->rows = rows;
+    p->n = n;
+    p->split_attention = split;
+    for (size_t r = 0; r < n; r++)
+        if ((s = embed(m, &rows[r], p->x + r * d, err))) return s;
+    team_run(m->team, run_layers, p);
+    for (size_t w = 0; w < n_wanted; w += LOGITS_PIECE) {
+        size_t some = min_size(LOGITS_PIECE, n_wanted - w);
+        /* wanted[] ascends, so a gathered row never lands on one still to come */
+        for (size_t i = 0; i < some; i++)
+            memmove(p->x + i * d, p->x + wanted[w + i] * d, d * sizeof(float));
+        p->n = some;
+        team_run(m->team, run_output, p);
+        if ((s = deliver(p, items, wanted + w, some, err))) return s;
+    }
+    return LINNET_OK;
+}
+
+linnet_status forward_cpu(linnet_model *m, linnet_item *items, size_t n_items,
+                          linnet_progress_fn progress, void *user, linnet_error *err) {
+    row rows[PIECE];
+    size_t n = 0, done = 0, total = 0;
+    for (size_t i = 0; i < n_items; i++) total += items[i].n_tokens;
+    for (size_t i = 0; i < n_items; i++) {
+        linnet_session *s = items[i].session;
+        for (size_t t = 0; t < items[i].n_tokens; t++) {
+            bool last = t + 1 == items[i].n_tokens;
+            rows[n++] = (row){s, items[i].tokens[t], (int)(s->n_tokens + t), i,
+                              items[i].want == LINNET_LOGITS_ALL ||
+                                  (items[i].want == LINNET_LOGITS_LAST && last)};
+            if (n < PIECE && !(last && i + 1 == n_items)) continue;
+            linnet_status status = run_piece(m, items, rows, n, err);
+            if (status) return status;
+            done += n;
+            n = 0;
+            if (progress && !progress(user, "prefill", done, total))
+                return fail(err, LINNET_ERR_CANCELLED, "cancelled after %zu of %zu tokens", done,
+                            total);
+        }
+    }
+    return LINNET_OK;
+}

@@ -1,0 +1,143 @@
+/* The CPU's hot loops behind one table per instruction set.
+ *
+ * generic.c is the oracle: plain C, one number at a time. avx2.c and avx512.c state a few vector
+ * primitives and share the loops of vector.h. All of them do the same operations on each number in
+ * the same order (a vector's lanes are rows of a matrix, positions or head dimensions, never terms
+ * of one sum), so every instruction set gives the same bits, and so does every way to cut a prompt
+ * into pieces, batches or threads. tests/test_kernels.c holds them to that.
+ *
+ * ## Packed matrices
+ * Weights are repacked at load (pack.c): 16 rows make a panel, a panel's columns are cut into
+ * blocks of 32, and a block holds its 16 rows interleaved, so that one load brings the same columns
+ * of 16 rows. The size is the file's (rows padded to 16; columns of float types to 32). With
+ * "lane r" the part that belongs to row r of the panel, a block of 32 columns is
+ *
+ *   f32          [32 columns][16 lanes] float
+ *   f16, bf16    [32][16] uint16
+ *   q8_0         d [16] f16; [8][16] uint32: bytes 0,2,1,3 of a word are columns 4j..4j+3
+ *   q4_0         d [16] f16; nibbles
+ *   q4_1         d [16] f16; m [16] f16; nibbles
+ *   q5_0, q5_1   as q4_0, q4_1, then high bits
+ *   nibbles      [4][16] uint32: nibbles 0,4,1,5,2,6,3,7 of a word are columns 8j..8j+7
+ *   high bits    [16] uint32: bit p is column 2p, bit 16+p column 2p+1
+ * and the K types have a head per 256 columns before their eight blocks of 32:
+ *   q4_K, q5_K   d [16] f16; dmin [16] f16; scales [12][16] uint8 (ggml's 6-bit packing by byte);
+ *                then per block nibbles (q5_K: and high bits)
+ *   q6_K         d [16] f16; scales [16][16] int8, one per 16 columns; then per block nibbles and
+ *                [2][16] uint32: bits 2i,2i+1 of word h are column 16h+2i, 16+2i column 16h+2i+1
+ *
+ * ## Activations
+ * A matrix product reads its input block-major, so that one block of many columns is contiguous
+ * (here n = rows of activations = columns of the product). Matrices of float types take f, quantized
+ * ones take q, or f where there is no q:
+ *   f [K/32][n][32] float32
+ *   q [K/32][n][32] int16 with x ~ scale*q, |q| <= 32767 (127 for 8-bit activations);
+ *   scale [K/32][n]; scaled_sum [K/32][n] = scale * sum of q
+ * 16-bit products are summed exactly in int32 (|w| <= 128, 32 terms), so there is one rounding per
+ * block, and quantized activations cost 2^-16 of their block's largest value.
+ */
+#ifndef KERNELS_H
+#define KERNELS_H
+
+#include "../weights/dtype.h"
+
+enum {
+    PANEL = 16,        /* rows of a packed panel */
+    BLOCK = 32,        /* columns of a block */
+    PAGE = 64,         /* positions in a KV page */
+    ATTEND_GROUP = 512 /* most query heads of one KV head */
+};
+
+/* A packed matrix: y = W x (+ bias), W [rows, cols]. */
+typedef struct {
+    const uint8_t *data; /* [rows/16 panels], each panel_bytes long */
+    float *bias;         /* [rows] or NULL */
+    size_t rows, cols;
+    size_t panel_bytes;
+    dtype type;
+} matrix;
+
+/* Input of a matrix product, see above; `f` is NULL or `q` is (then the rest is too), or neither. */
+typedef struct {
+    size_t n, cols;
+    float *f;
+    int16_t *q;
+    float *scale, *scaled_sum;
+} activations;
+
+typedef enum { GEMM_STORE, GEMM_ADD } gemm_mode;
+
+/* Partial softmax attention of one query over a range of positions: the largest score, the sum of
+ * exp(score - max), and the weighted sum of values, [head_dim] floats elsewhere. */
+typedef struct {
+    float max, sum;
+} attend_sum;
+
+typedef enum { KV_F16, KV_F32, KV_Q8_0 } kv_kind;
+
+/* One KV head of a page: K transposed [head_dim][64], V [64][head_dim_padded]; with KV_Q8_0 int8 and
+ * f16 scales kd [head_dim/32][64], vd [64][head_dim/32]. */
+typedef struct {
+    const void *k, *v;
+    const uint16_t *kd, *vd;
+} kv_view;
+
+/* A query of a tile: positions [from, to) of the page are visible. */
+typedef struct {
+    const float *q; /* [head_dim], already scaled by 1/sqrt(head_dim) */
+    float *out;     /* [head_dim_padded] running weighted sum of values */
+    attend_sum *sum;
+    int from, to;
+} attend_query;
+
+typedef struct {
+    const char *name;
+    /* y[c * ldy + r] = (ADD: y +) sum_k W[r,k] x[c,k] + bias[r] for rows of panels [p0, p1). */
+    void (*gemm)(const matrix *w, size_t p0, size_t p1, const activations *x, float *y, size_t ldy,
+                 gemm_mode mode);
+    /* Row c of `a` from x [cols], blocks [b0, b1), to f and q as far as they are there; `limit` of |q|
+     * is 32767 or 127. Columns past a->cols are zero. */
+    void (*quantize)(const activations *a, size_t c, const float *x, size_t b0, size_t b1,
+                     float limit);
+    /* out = x / sqrt(mean(x^2) + eps) * w; sums in double, 16 interleaved partial sums. */
+    void (*rms_norm)(float *out, const float *x, const float *w, size_t n, float eps);
+    /* out = (x - mean) / sqrt(var + eps) * w + b (b may be NULL). */
+    void (*layer_norm)(float *out, const float *x, const float *w, const float *b, size_t n,
+                       float eps);
+    void (*silu_mul)(float *gate, const float *up, size_t n); /* gate = silu(gate) * up */
+    void (*gelu)(float *x, size_t n); /* tanh form, GPT-2's gelu_new */
+    void (*to_f16)(uint16_t *out, const float *x, size_t n);
+    /* Advances each query over one page (online softmax, Milakov & Gimelshein 2018). */
+    void (*attend)(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
+                   int n_queries);
+} kernels;
+
+/* "auto" or NULL picks the best this CPU has; otherwise the one named, an error if it is not known or
+ * not here. */
+linnet_status kernels_select(const char *isa, const kernels **out, linnet_error *err);
+extern const kernels kernels_generic;
+#ifdef __x86_64__
+extern const kernels kernels_avx2, kernels_avx512;
+#endif
+
+/* pack.c */
+size_t packed_block_bytes(dtype type);                /* of one panel: per 32 columns (256 for K) */
+size_t packed_panel_bytes(dtype type, size_t cols);   /* of one panel */
+/* `rows` (1..16) consecutive rows in GGUF layout, `stride` bytes apart, to one panel. */
+void pack_panel(dtype type, const void *src, size_t stride, size_t rows, size_t cols, void *panel);
+/* One row's 32 columns of a panel: w[k] = d[k/16] * q[k] + m, or f[k] for float types. */
+typedef struct {
+    int16_t q[BLOCK];
+    float d[2], m;
+    float f[BLOCK];
+} lane_block;
+static inline bool is_float_type(dtype t) {
+    return t == DTYPE_F32 || t == DTYPE_F16 || t == DTYPE_BF16;
+}
+static inline bool reads_f32(dtype t, const activations *x) { return is_float_type(t) || !x->q; }
+void packed_lane(dtype type, const uint8_t *panel, size_t block, size_t lane, lane_block *out);
+void lane_to_f32(dtype type, lane_block *lane); /* fills f from d, q, m */
+/* Row r of a packed matrix as float32, for embeddings of tied models. */
+void packed_row(const matrix *w, size_t r, float *out);
+
+#endif

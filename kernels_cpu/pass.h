@@ -1,0 +1,52 @@
+/* One piece of the CPU's forward pass, and the steps that mixers build from. Every function here is
+ * called by all threads of the team with the same arguments and ends at a barrier.
+ *
+ * Barriers of a softmax layer: input and products of q, k, v (2), placing (1), attention (1, or 2 when
+ * the sequence is split), input and product of o (2), of gate and up (2), of down (2). */
+#ifndef PASS_H
+#define PASS_H
+
+#include "../model.h"
+
+enum {
+    ATTEND_SEGMENT = 16 * PAGE, /* positions whose partial attention is one sum */
+    ATTEND_ROWS = 8,            /* rows of a session that share a pass over the keys */
+    ATTEND_TILE = ATTEND_GROUP  /* most queries of a tile: rows x heads of a group */
+};
+
+struct pass {
+    linnet_model *m;
+    team *team;
+    const kernels *k;
+    const row *rows;
+    size_t n;
+    float *x;                 /* [n, n_embd] residual stream */
+    float *q, *key, *value;   /* [n, n_heads*head_dim], [n, n_kv_heads*head_dim] twice */
+    float *mixed;             /* [n, n_heads*head_dim] what the mixer hands to its output matrix */
+    float *gate, *up;         /* [n, n_ff] */
+    float *norm_row;          /* [team size, n_embd] one normalized row per thread */
+    float *cos, *sin;         /* [n, rope_dim/2] */
+    float *attend_out;        /* partial results of attention: per thread, or per segment if split */
+    attend_sum *attend_sums;
+    bool split_attention;     /* so few rows that the sequence is split over the team */
+    activations input;        /* of the matrix product at hand; both precisions have buffers */
+    const size_t *wanted;     /* rows of x whose logits are computed, [n_wanted] */
+    size_t n_wanted;
+    float *logits;            /* [n_wanted, n_rows] */
+};
+
+typedef struct {
+    const matrix *w;
+    float *y; /* [n, ldy] */
+    size_t ldy;
+    gemm_mode mode;
+} product;
+
+/* y = W src (+ y) for each product, src [n, cols]; panels are shared out over the team by bytes. */
+void pass_products(pass *p, int thread, const float *src, size_t cols, const product *products,
+                   size_t n_products);
+/* The same with src = norm(p->x). */
+void pass_norm_products(pass *p, int thread, const norm *w, const product *products,
+                        size_t n_products);
+
+#endif

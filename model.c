@@ -1,0 +1,713 @@
+/* From a GGUF file to a model: config (read, checked), tensors (checked, packed), info.
+ * Metadata keys and tensor names are llama.cpp's (gguf-py/gguf/constants.py). */
+#include "model.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* ---- Config -------------------------------------------------------------------------------------- */
+
+static const struct {
+    const char *name;
+    norm_kind norm;
+    ffn_kind ffn;
+    rope_kind rope;
+    bool learned_positions;
+} architectures[] = {
+    {"llama", NORM_RMS, FFN_SILU_GATED, ROPE_PAIRS, false},
+    {"qwen2", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false},
+    {"qwen3", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false},
+    {"gpt2", NORM_LAYER, FFN_GELU, ROPE_NONE, true},
+};
+enum { N_ARCHITECTURES = sizeof architectures / sizeof *architectures };
+
+/* "arch.suffix" in a buffer that the next call overwrites. */
+typedef struct {
+    const gguf *g;
+    char arch[64], buffer[160];
+} keys;
+
+static const char *key(keys *k, const char *suffix) {
+    snprintf(k->buffer, sizeof k->buffer, "%s.%s", k->arch, suffix);
+    return k->buffer;
+}
+
+static linnet_status get_int(keys *k, const char *suffix, bool required, int lo, int hi, int *out,
+                             linnet_error *err) {
+    int64_t v = *out;
+    linnet_status s = gguf_get_int(k->g, key(k, suffix), required, lo, hi, &v, err);
+    if (!s) *out = (int)v;
+    return s;
+}
+
+/* A key that is one integer, or one per layer that must all be equal. */
+static linnet_status get_uniform(keys *k, const char *suffix, bool required, int lo, int hi,
+                                 int *out, linnet_error *err) {
+    const gguf_kv *kv = gguf_find(k->g, key(k, suffix));
+    if (!kv || kv->type != GGUF_ARRAY) return get_int(k, suffix, required, lo, hi, out, err);
+    if (!kv->count || (kv->element != GGUF_U32 && kv->element != GGUF_I32))
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s: expected an integer or an array of integers",
+                    gguf_path(k->g), k->buffer);
+    int64_t first = gguf_int_at(kv, 0);
+    for (uint64_t i = 1; i < kv->count; i++)
+        if (gguf_int_at(kv, i) != first)
+            return fail(err, LINNET_ERR_UNSUPPORTED,
+                        "%s: %s differs between layers (%lld and %lld), which this version cannot run",
+                        gguf_path(k->g), k->buffer, (long long)first, (long long)gguf_int_at(kv, i));
+    if (first < lo || first > hi)
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s is %lld, expected %d to %d", gguf_path(k->g),
+                    k->buffer, (long long)first, lo, hi);
+    *out = (int)first;
+    return LINNET_OK;
+}
+
+static linnet_status get_float(keys *k, const char *suffix, double lo, double hi, double *out,
+                               linnet_error *err) {
+    linnet_status s = gguf_get_float(k->g, key(k, suffix), false, out, err);
+    if (!s && !(*out >= lo && *out <= hi))
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s is %g, expected %g to %g", gguf_path(k->g),
+                    k->buffer, *out, lo, hi);
+    return s;
+}
+
+static bool str_is(gguf_str s, const char *text) {
+    return s.n == strlen(text) && !memcmp(s.p, text, s.n);
+}
+
+/* YaRN (Peng et al. 2023; transformers' modeling_rope_utils.py): dimensions that turn often keep their
+ * frequency, slow ones are interpolated, a ramp lies between. */
+static void yarn_frequencies(config *c, double base, double factor, double original, double fast,
+                             double slow) {
+    int half = c->rope_dim / 2;
+    double at[2], turns[2] = {fast, slow};
+    for (int i = 0; i < 2; i++)
+        at[i] = c->rope_dim * log(original / (turns[i] * 2 * M_PI)) / (2 * log(base));
+    double low = fmax(floor(at[0]), 0), high = fmin(ceil(at[1]), c->rope_dim - 1);
+    if (low == high) high += 0.001;
+    for (int i = 0; i < half; i++) {
+        float ramp = (float)fmin(fmax((i - low) / (high - low), 0), 1);
+        c->rope_freq[i] = c->rope_freq[i] / (float)factor * ramp + c->rope_freq[i] * (1 - ramp);
+    }
+}
+
+static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
+    double base = 10000, factor = 1, attn = 1, fast = 32, slow = 1;
+    int original = c->n_ctx_train;
+    gguf_str type = {"none", 4};
+    linnet_status s;
+    c->rope_dim = c->head_dim;
+    c->rope_scale = 1;
+    if ((s = get_float(k, "rope.freq_base", 1.0001, 1e12, &base, err)) ||
+        (s = get_int(k, "rope.dimension_count", false, 2, c->head_dim, &c->rope_dim, err)) ||
+        (s = gguf_get_str(k->g, key(k, "rope.scaling.type"), false, &type, err)) ||
+        (s = get_float(k, "rope.scaling.factor", 1e-3, 1e6, &factor, err)) ||
+        (s = get_float(k, "rope.scaling.attn_factor", 1e-3, 1e3, &attn, err)) ||
+        (s = get_float(k, "rope.scaling.yarn_beta_fast", 1e-3, 1e6, &fast, err)) ||
+        (s = get_float(k, "rope.scaling.yarn_beta_slow", 1e-3, 1e6, &slow, err)) ||
+        (s = get_int(k, "rope.scaling.original_context_length", false, 1, MAX_CTX, &original, err)))
+        return s;
+    if (c->rope_dim % 2)
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s.rope.dimension_count is %d, expected an even number",
+                    gguf_path(k->g), k->arch, c->rope_dim);
+    int half = c->rope_dim / 2;
+    if (!(c->rope_freq = malloc((size_t)half * sizeof(float))))
+        return fail(err, LINNET_ERR_MEMORY, "no memory for rope frequencies");
+    for (int i = 0; i < half; i++)
+        c->rope_freq[i] = 1.0f / powf((float)base, (float)(2 * i) / (float)c->rope_dim);
+    if (str_is(type, "linear")) {
+        for (int i = 0; i < half; i++) c->rope_freq[i] /= (float)factor;
+    } else if (str_is(type, "yarn")) {
+        yarn_frequencies(c, base, factor, original, fast, slow);
+        c->rope_scale = (float)(attn * (factor > 1 ? 0.1 * log(factor) + 1 : 1));
+    } else if (!str_is(type, "none")) {
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: %s.rope.scaling.type is '%.*s', expected none, linear or yarn",
+                    gguf_path(k->g), k->arch, (int)min_size(type.n, 40), type.p);
+    }
+    /* Llama 3's scaling travels as one divisor per frequency. */
+    const gguf_tensor *divisors = gguf_find_tensor(k->g, "rope_freqs.weight");
+    if (!divisors) return LINNET_OK;
+    if (divisors->type != DTYPE_F32 || divisors->n_elements != (uint64_t)half)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: rope_freqs.weight: expected %d f32 values, found %llu of %s",
+                    gguf_path(k->g), half, (unsigned long long)divisors->n_elements,
+                    dtype_any_name(divisors->type));
+    float *d = malloc((size_t)half * sizeof *d);
+    if (!d) return fail(err, LINNET_ERR_MEMORY, "no memory for rope frequencies");
+    s = read_row(k->g, divisors, 0, d, (size_t)half, err);
+    for (int i = 0; !s && i < half; i++) {
+        if (!(d[i] > 0) || isinf(d[i]))
+            s = fail(err, LINNET_ERR_FORMAT,
+                     "%s: rope_freqs.weight[%d] is %g, expected a positive number", gguf_path(k->g), i,
+                     (double)d[i]);
+        c->rope_freq[i] /= d[i];
+    }
+    free(d);
+    return s;
+}
+
+static linnet_status supported_architecture(const keys *k, size_t *index, linnet_error *err) {
+    for (*index = 0; *index < N_ARCHITECTURES; ++*index)
+        if (!strcmp(k->arch, architectures[*index].name)) return LINNET_OK;
+    char list[256] = "";
+    for (size_t i = 0; i < N_ARCHITECTURES; i++)
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "",
+                 architectures[i].name);
+    return fail(err, LINNET_ERR_UNSUPPORTED,
+                "%s: architecture '%s' is not supported; this version runs %s", gguf_path(k->g),
+                k->arch, list);
+}
+
+/* All numbers of the config, each checked where it enters. */
+static linnet_status read_config(const gguf *g, config *c, char arch_out[64], linnet_error *err) {
+    keys k = {.g = g};
+    gguf_str arch;
+    linnet_status s = gguf_get_str(g, "general.architecture", true, &arch, err);
+    if (s) return s;
+    snprintf(k.arch, sizeof k.arch, "%.*s", (int)min_size(arch.n, 60), arch.p);
+    memcpy(arch_out, k.arch, sizeof k.arch);
+    size_t a;
+    if ((s = supported_architecture(&k, &a, err))) return s;
+    c->norm = architectures[a].norm;
+    c->ffn = architectures[a].ffn;
+    c->rope = architectures[a].rope;
+    c->learned_positions = architectures[a].learned_positions;
+    int experts = 0, value_dim = 0;
+    if ((s = get_int(&k, "block_count", true, 1, MAX_LAYERS, &c->n_layers, err)) ||
+        (s = get_int(&k, "embedding_length", true, 1, MAX_DIM, &c->n_embd, err)) ||
+        (s = get_int(&k, "context_length", true, 1, MAX_CTX, &c->n_ctx_train, err)) ||
+        (s = get_uniform(&k, "feed_forward_length", true, 1, MAX_DIM, &c->n_ff, err)) ||
+        (s = get_uniform(&k, "attention.head_count", true, 1, MAX_DIM, &c->n_heads, err)))
+        return s;
+    c->n_kv_heads = c->n_heads;
+    if ((s = get_uniform(&k, "attention.head_count_kv", false, 1, c->n_heads, &c->n_kv_heads, err)) ||
+        (s = get_int(&k, "expert_count", false, 0, 1 << 20, &experts, err)))
+        return s;
+    if (experts > 0)
+        return fail(err, LINNET_ERR_UNSUPPORTED, "%s: %s.expert_count is %d: mixtures of experts are not "
+                    "supported", gguf_path(g), k.arch, experts);
+    c->head_dim = c->n_embd / c->n_heads;
+    if (!gguf_find(g, key(&k, "attention.key_length")) && c->n_embd % c->n_heads)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: embedding_length %d is not a multiple of head_count %d", gguf_path(g),
+                    c->n_embd, c->n_heads);
+    if ((s = get_int(&k, "attention.key_length", false, 1, MAX_HEAD_DIM, &c->head_dim, err)))
+        return s;
+    value_dim = c->head_dim;
+    if ((s = get_int(&k, "attention.value_length", false, 1, MAX_HEAD_DIM, &value_dim, err)) ||
+        (s = get_int(&k, "attention.sliding_window", false, 0, MAX_CTX, &c->window, err)))
+        return s;
+    if (c->head_dim < 1 || c->head_dim > MAX_HEAD_DIM || c->head_dim % 2)
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: heads of %d dimensions: expected an even number up to %d", gguf_path(g),
+                    c->head_dim, MAX_HEAD_DIM);
+    if (value_dim != c->head_dim)
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: keys of %d and values of %d dimensions: expected equal ones", gguf_path(g),
+                    c->head_dim, value_dim);
+    if (c->n_heads % c->n_kv_heads || c->n_heads / c->n_kv_heads > ATTEND_GROUP)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: %d heads over %d KV heads: expected a multiple of at most %d", gguf_path(g),
+                    c->n_heads, c->n_kv_heads, ATTEND_GROUP);
+    if ((int64_t)c->n_heads * c->head_dim > MAX_DIM)
+        return fail(err, LINNET_ERR_FORMAT, "%s: %d heads of %d dimensions exceed %d", gguf_path(g),
+                    c->n_heads, c->head_dim, MAX_DIM);
+    double eps = 1e-5;
+    const char *eps_key = c->norm == NORM_RMS ? "attention.layer_norm_rms_epsilon"
+                                              : "attention.layer_norm_epsilon";
+    if (!gguf_find(g, key(&k, eps_key)))
+        return fail(err, LINNET_ERR_FORMAT, "%s: metadata key %s is missing", gguf_path(g), k.buffer);
+    if ((s = get_float(&k, eps_key, 0, 1, &eps, err))) return s;
+    c->norm_eps = (float)eps;
+    if (c->rope != ROPE_NONE && (s = read_rope(&k, c, err))) return s;
+    const gguf_tensor *e = gguf_find_tensor(g, "token_embd.weight");
+    if (e && (e->n_dims != 2 || e->dims[1] > MAX_ROWS))
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: token_embd.weight: expected a matrix of at most %d rows", gguf_path(g),
+                    MAX_ROWS);
+    c->n_rows = e ? (int)e->dims[1] : 0;
+    c->tied = !gguf_find_tensor(g, "output.weight");
+    return LINNET_OK;
+}
+
+/* ---- Tensors ------------------------------------------------------------------------------------- */
+
+static void *arena_take(loader *l, size_t bytes) {
+    linnet_model *m = l->model;
+    void *p = l->fill ? m->arena + m->arena_used : NULL;
+    m->arena_used += round_up(bytes, 64);
+    return p;
+}
+
+static void tensor_name(char out[96], int layer, const char *name) {
+    if (layer < 0)
+        snprintf(out, 96, "%s", name);
+    else
+        snprintf(out, 96, "blk.%d.%s", layer, name);
+}
+
+static const gguf_tensor *find_tensor(const loader *l, int layer, const char *name) {
+    const gguf *g = l->model->file;
+    char full[96];
+    tensor_name(full, layer, name);
+    const gguf_tensor *t = gguf_find_tensor(g, full);
+    if (t) l->used[t - gguf_tensor_at(g, 0)] = true;
+    return t;
+}
+
+bool has_tensor(const loader *l, int layer, const char *name) { return find_tensor(l, layer, name); }
+
+/* The tensor, present, readable and of the shape [cols, rows] (rows 0: a vector). */
+static linnet_status require(loader *l, int layer, const char *name, size_t cols, size_t rows,
+                             const gguf_tensor **out, linnet_error *err) {
+    const char *path = gguf_path(l->model->file);
+    const gguf_tensor *t = *out = find_tensor(l, layer, name);
+    char full[96];
+    tensor_name(full, layer, name);
+    if (!t) return fail(err, LINNET_ERR_FORMAT, "%s: tensor %s is missing", path, full);
+    if (!dtype_get(t->type))
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: tensor %s has type %s, which this version cannot read; it reads %s", path,
+                    full, dtype_any_name(t->type), dtype_list());
+    bool fits = rows ? t->n_dims == 2 && t->dims[0] == cols && t->dims[1] == rows
+                     : t->n_dims == 1 && t->dims[0] == cols;
+    if (fits) return LINNET_OK;
+    char expected[64], found[96] = "";
+    snprintf(expected, sizeof expected, rows ? "[%zu, %zu]" : "[%zu]", cols, rows);
+    for (uint32_t i = 0; i < t->n_dims; i++)
+        snprintf(found + strlen(found), sizeof found - strlen(found), "%s%llu", i ? ", " : "[",
+                 (unsigned long long)t->dims[i]);
+    return fail(err, LINNET_ERR_FORMAT, "%s: tensor %s: expected shape %s, found %s]", path, full,
+                expected, found);
+}
+
+typedef struct {
+    const gguf *g;
+    const gguf_tensor *t;
+    const team *team;
+    matrix *m;
+    uint8_t *out;
+    size_t row0;
+    linnet_status status; /* of whichever thread failed last */
+    linnet_error err;
+} pack_job;
+
+static void pack_share(void *arg, int thread) {
+    pack_job *j = arg;
+    size_t row_bytes = dtype_row_bytes(j->m->type, j->m->cols), from, to;
+    team_share(j->team, thread, (j->m->rows + PANEL - 1) / PANEL, &from, &to);
+    void *buffer = gguf_is_mapped(j->g) ? NULL : malloc(PANEL * row_bytes);
+    linnet_error err = {0};
+    linnet_status s = LINNET_OK;
+    if (!buffer && !gguf_is_mapped(j->g))
+        s = fail(&err, LINNET_ERR_MEMORY, "no memory for %zu bytes of weights", PANEL * row_bytes);
+    for (size_t p = from; p < to && !s; p++) {
+        size_t rows = min_size(PANEL, j->m->rows - p * PANEL);
+        const void *src;
+        s = gguf_read(j->g, j->t, (j->row0 + p * PANEL) * row_bytes, rows * row_bytes, buffer, &src,
+                      &err);
+        if (!s)
+            pack_panel(j->m->type, src, row_bytes, rows, j->m->cols,
+                       j->out + p * j->m->panel_bytes);
+    }
+    free(buffer);
+    if (s) {
+#pragma omp critical(pack_failure)
+        {
+            j->status = s;
+            j->err = err;
+        }
+    }
+}
+
+linnet_status load_matrix(loader *l, int layer, const char *name, size_t rows_total, size_t row0,
+                          size_t rows, size_t cols, matrix *out, linnet_error *err) {
+    const gguf_tensor *t;
+    linnet_status s = require(l, layer, name, cols, rows_total, &t, err);
+    if (s) return s;
+    out->rows = rows;
+    out->cols = cols;
+    out->type = (dtype)t->type;
+    out->panel_bytes = packed_panel_bytes(out->type, cols);
+    size_t bytes;
+    if (!mul_size(out->panel_bytes, (rows + PANEL - 1) / PANEL, &bytes))
+        return fail(err, LINNET_ERR_FORMAT, "%s: tensor %s is too large", gguf_path(l->model->file),
+                    t->name);
+    uint8_t *data = arena_take(l, bytes);
+    if (!l->fill) return LINNET_OK;
+    out->data = data;
+    pack_job job = {.g = l->model->file, .t = t, .team = l->model->team, .m = out, .out = data,
+                    .row0 = row0};
+    team_run(l->model->team, pack_share, &job);
+    if (job.status) return fail(err, job.status, "%s", job.err.text);
+    if (row0 + rows == rows_total) gguf_release(l->model->file, t);
+    l->done += bytes;
+    if (l->progress && !l->progress(l->user, "load", l->done, l->total))
+        return fail(err, LINNET_ERR_CANCELLED, "cancelled while loading %s",
+                    gguf_path(l->model->file));
+    return LINNET_OK;
+}
+
+linnet_status load_vector(loader *l, int layer, const char *name, bool optional, size_t n_total,
+                          size_t first, size_t n, float **out, linnet_error *err) {
+    const gguf_tensor *t;
+    *out = NULL;
+    if (optional && !has_tensor(l, layer, name)) return LINNET_OK;
+    linnet_status s = require(l, layer, name, n_total, 0, &t, err);
+    if (s) return s;
+    if (!is_float_type((dtype)t->type))
+        return fail(err, LINNET_ERR_UNSUPPORTED, "%s: tensor %s has type %s, expected f32, f16 or bf16",
+                    gguf_path(l->model->file), t->name, dtype_any_name(t->type));
+    *out = arena_take(l, n * sizeof(float));
+    if (!l->fill) return LINNET_OK;
+    size_t size = dtype_row_bytes((dtype)t->type, 1);
+    const void *data;
+    void *buffer = malloc(n * size);
+    if (!buffer) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu bytes of weights", n * size);
+    s = gguf_read(l->model->file, t, first * size, n * size, buffer, &data, err);
+    if (!s) dequantize_row((dtype)t->type, data, *out, n);
+    free(buffer);
+    return s;
+}
+
+linnet_status read_row(const gguf *g, const gguf_tensor *t, uint64_t r, float *out, size_t n,
+                       linnet_error *err) {
+    size_t bytes = dtype_row_bytes((dtype)t->type, n);
+    void *buffer = gguf_is_mapped(g) ? NULL : malloc(bytes);
+    if (!buffer && !gguf_is_mapped(g)) return fail(err, LINNET_ERR_MEMORY, "no memory for a row");
+    const void *data;
+    linnet_status s = gguf_read(g, t, r * bytes, bytes, buffer, &data, err);
+    if (!s) dequantize_row((dtype)t->type, data, out, n);
+    free(buffer);
+    return s;
+}
+
+static linnet_status load_norm(loader *l, int layer, const char *name, norm *out, linnet_error *err) {
+    size_t d = (size_t)l->model->cfg.n_embd;
+    char full[64];
+    snprintf(full, sizeof full, "%s.weight", name);
+    linnet_status s = load_vector(l, layer, full, false, d, 0, d, &out->w, err);
+    if (s || l->model->cfg.norm == NORM_RMS) return s;
+    snprintf(full, sizeof full, "%s.bias", name);
+    return load_vector(l, layer, full, true, d, 0, d, &out->b, err);
+}
+
+static linnet_status load_biased(loader *l, int layer, const char *name, size_t rows, size_t cols,
+                                 matrix *out, linnet_error *err) {
+    char full[64];
+    snprintf(full, sizeof full, "%s.weight", name);
+    linnet_status s = load_matrix(l, layer, full, rows, 0, rows, cols, out, err);
+    if (s) return s;
+    snprintf(full, sizeof full, "%s.bias", name);
+    return load_vector(l, layer, full, true, rows, 0, rows, &out->bias, err);
+}
+
+static linnet_status load_layer(loader *l, int i, linnet_error *err) {
+    linnet_model *m = l->model;
+    layer_weights *w = &m->layers[i];
+    size_t d = (size_t)m->cfg.n_embd, ff = (size_t)m->cfg.n_ff;
+    linnet_status s;
+    if ((s = load_norm(l, i, "attn_norm", &w->attn_norm, err)) ||
+        (s = w->mixer->load(l, i, &w->mixer_weights, err)) ||
+        (s = load_norm(l, i, "ffn_norm", &w->ffn_norm, err)))
+        return s;
+    if (m->cfg.ffn == FFN_SILU_GATED &&
+        (s = load_biased(l, i, "ffn_gate", ff, d, &w->w_gate, err)))
+        return s;
+    if ((s = load_biased(l, i, "ffn_up", ff, d, &w->w_up, err))) return s;
+    return load_biased(l, i, "ffn_down", d, ff, &w->w_down, err);
+}
+
+static linnet_status load_all(loader *l, linnet_error *err) {
+    linnet_model *m = l->model;
+    const config *c = &m->cfg;
+    const gguf_tensor *t;
+    linnet_status s = require(l, -1, "token_embd.weight", (size_t)c->n_embd, (size_t)c->n_rows,
+                              &m->embedding, err);
+    if (s) return s;
+    if (c->learned_positions && (s = require(l, -1, "position_embd.weight", (size_t)c->n_embd,
+                                             (size_t)c->n_ctx_train, &m->positions, err)))
+        return s;
+    for (int i = 0; i < c->n_layers; i++)
+        if ((s = load_layer(l, i, err))) return s;
+    if ((s = load_norm(l, -1, "output_norm", &m->out_norm, err))) return s;
+    const char *output = c->tied ? "token_embd.weight" : "output.weight";
+    if ((t = find_tensor(l, -1, output)) && t->n_dims == 2 && t->dims[1] != (uint64_t)c->n_rows)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: output.weight has %llu rows, token_embd.weight has %d: expected equal numbers",
+                    gguf_path(m->file), (unsigned long long)t->dims[1], c->n_rows);
+    return load_matrix(l, -1, output, (size_t)c->n_rows, 0, (size_t)c->n_rows, (size_t)c->n_embd,
+                       &m->output, err);
+}
+
+/* A tensor that nothing asked for means that the model is not what it says, or more than this version
+ * knows: its results would differ from its maker's. */
+static linnet_status refuse_unused(const loader *l, linnet_error *err) {
+    const gguf *g = l->model->file;
+    for (size_t i = 0; i < gguf_n_tensors(g); i++)
+        if (!l->used[i] && strcmp(gguf_tensor_at(g, i)->name, "rope_freqs.weight"))
+            return fail(err, LINNET_ERR_UNSUPPORTED,
+                        "%s: tensor %s is not part of the architecture as this version knows it",
+                        gguf_path(g), gguf_tensor_at(g, i)->name);
+    return LINNET_OK;
+}
+
+static linnet_status choose_mixers(linnet_model *m, linnet_error *err) {
+    const config *c = &m->cfg;
+    const gguf_kv *windows;
+    linnet_status s = gguf_get_array(m->file, "linnet.attention.window_layers", GGUF_U32, false,
+                                     &windows, err);
+    if (s) return s;
+    if (windows && windows->count != (uint64_t)c->n_layers)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: linnet.attention.window_layers has %llu entries for %d layers",
+                    gguf_path(m->file), (unsigned long long)windows->count, c->n_layers);
+    for (int i = 0; i < c->n_layers; i++) {
+        layer_weights *w = &m->layers[i];
+        int64_t window = windows ? gguf_int_at(windows, (uint64_t)i) : c->window;
+        if (window < 0 || window > MAX_CTX)
+            return fail(err, LINNET_ERR_FORMAT, "%s: layer %d has a window of %lld, expected 0 to %d",
+                        gguf_path(m->file), i, (long long)window, MAX_CTX);
+        w->mixer = &mixer_softmax;
+        w->window = (int)window;
+        w->kv_slot = w->mixer->uses_kv ? m->kv_layers++ : -1;
+    }
+    return LINNET_OK;
+}
+
+/* ---- Opening ------------------------------------------------------------------------------------- */
+
+/* The second walk over the tensors, now that their sum is known. */
+static linnet_status fill_arena(loader *l, linnet_error *err) {
+    linnet_model *m = l->model;
+    m->arena_bytes = l->total = max_size(m->arena_used, 64);
+    m->arena = mmap(NULL, m->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (m->arena == MAP_FAILED) {
+        m->arena = NULL;
+        return fail(err, LINNET_ERR_MEMORY, "%s: no memory for %zu bytes of weights",
+                    gguf_path(m->file), m->arena_bytes);
+    }
+    madvise(m->arena, m->arena_bytes, MADV_HUGEPAGE);
+    m->arena_used = 0;
+    l->fill = true;
+    return load_all(l, err);
+}
+
+static linnet_status load_weights(linnet_model *m, const linnet_model_options *o, linnet_error *err) {
+    loader l = {.model = m, .progress = o->progress, .user = o->user};
+    if (!(l.used = calloc(gguf_n_tensors(m->file), sizeof *l.used)))
+        return fail(err, LINNET_ERR_MEMORY, "no memory for a list of tensors");
+    linnet_status s = load_all(&l, err);
+    if (!s) s = refuse_unused(&l, err);
+    if (!s && !o->metadata_only) s = fill_arena(&l, err);
+    free(l.used);
+    return s;
+}
+static void fill_info(linnet_model *m, const char *arch) {
+    const config *c = &m->cfg;
+    linnet_model_info *i = &m->info;
+    gguf_str name = {"", 0};
+    gguf_get_str(m->file, "general.name", false, &name, NULL);
+    snprintf(m->arch, sizeof m->arch, "%s", arch);
+    snprintf(m->name, sizeof m->name, "%.*s", (int)min_size(name.n, sizeof m->name - 1), name.p);
+    i->architecture = m->arch;
+    i->name = m->name;
+    i->tokenizer = m->tok ? tokenizer_name(m->tok) : "none";
+    i->isa = m->kernels ? m->kernels->name : "none";
+    i->threads = m->team ? team_size(m->team) : 0;
+    i->n_layers = c->n_layers;
+    i->n_embd = c->n_embd;
+    i->n_heads = c->n_heads;
+    i->n_kv_heads = c->n_kv_heads;
+    i->head_dim = c->head_dim;
+    i->n_ff = c->n_ff;
+    i->n_vocab = m->tok ? tokenizer_n_vocab(m->tok) : 0;
+    i->n_rows = c->n_rows;
+    i->n_ctx_train = c->n_ctx_train;
+    i->ctx_is_limit = c->learned_positions;
+    i->bos = m->tok ? tokenizer_bos(m->tok) : -1;
+    i->eos = m->tok ? tokenizer_eos(m->tok) : -1;
+    i->add_bos = m->tok && tokenizer_add_bos(m->tok);
+    for (size_t t = 0; t < gguf_n_tensors(m->file); t++)
+        i->n_params += gguf_tensor_at(m->file, t)->n_elements;
+    i->file_bytes = gguf_file_bytes(m->file);
+    i->weight_bytes = m->arena_used;
+    i->n_tensors = gguf_n_tensors(m->file);
+    i->n_metadata = gguf_n_kv(m->file);
+}
+
+static linnet_status open_parts(linnet_model *m, const char *path, const linnet_model_options *o,
+                                linnet_error *err) {
+    char arch[64] = "";
+    bool has_template;
+    linnet_status s;
+    if ((s = gguf_open(&m->file, path, o->no_mmap, err)) ||
+        (s = tokenizer_new(&m->tok, m->file, err)) ||
+        (s = chat_template_of(m->file, &m->chat, &has_template, err)))
+        return s;
+    m->info.chat_template = m->chat ? chat_template_get_name(m->chat)
+                                    : has_template ? "unknown" : "none";
+    m->act = o->activations;
+    bool vocabulary_only = gguf_n_tensors(m->file) == 0;
+    if (vocabulary_only && !o->metadata_only)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: a vocabulary without weights: only tokenize, detokenize and info can use it",
+                    path);
+    if (!o->metadata_only) {
+        if ((s = kernels_select(o->isa, &m->kernels, err))) return s;
+        int threads = o->threads ? o->threads : team_default_size();
+        if ((s = team_new(&m->team, threads, err))) return s;
+    }
+    s = read_config(m->file, &m->cfg, arch, err);
+    if (vocabulary_only) {
+        s = arch[0] ? LINNET_OK : s; /* its numbers may be missing: nothing uses them */
+    } else if (!s) {
+        m->layers = calloc((size_t)m->cfg.n_layers, sizeof *m->layers);
+        if (!m->layers) return fail(err, LINNET_ERR_MEMORY, "no memory for %d layers", m->cfg.n_layers);
+        if ((s = choose_mixers(m, err)) || (s = load_weights(m, o, err))) return s;
+        if (m->tok && tokenizer_n_vocab(m->tok) > m->cfg.n_rows)
+            return fail(err, LINNET_ERR_FORMAT, "%s: %d tokens in the vocabulary, but only %d rows in the "
+                        "output matrix", path, tokenizer_n_vocab(m->tok), m->cfg.n_rows);
+    }
+    if (!s) fill_info(m, arch);
+    return s;
+}
+
+static linnet_status check_options(const linnet_model_options *o, linnet_error *err) {
+    if (o->threads < 0 || o->threads > 1024)
+        return fail(err, LINNET_ERR_ARGUMENT, "threads is %d, expected 1 to 1024", o->threads);
+    if (o->activations < LINNET_ACT_AUTO || o->activations > LINNET_ACT_Q8)
+        return fail(err, LINNET_ERR_ARGUMENT, "activations is %d, not one of linnet_activations",
+                    (int)o->activations);
+    if (o->backend && strcmp(o->backend, "auto") && strcmp(o->backend, "cpu"))
+        return fail(err, strncmp(o->backend, "cuda", 4) ? LINNET_ERR_ARGUMENT : LINNET_ERR_UNSUPPORTED,
+                    strncmp(o->backend, "cuda", 4) ? "backend '%s': expected auto or cpu"
+                                                   : "backend %s: this build has no CUDA backend",
+                    o->backend);
+    return LINNET_OK;
+}
+
+linnet_status linnet_model_open(linnet_model **out, const char *path,
+                                const linnet_model_options *options, linnet_error *err) {
+    linnet_model_options o = {0};
+    if (options) o = *options;
+    if (!out || !path) return fail(err, LINNET_ERR_ARGUMENT, "linnet_model_open: NULL argument");
+    *out = NULL;
+    linnet_status s = check_options(&o, err);
+    if (s) return s;
+    linnet_model *m = calloc(1, sizeof *m);
+    if (!m) return fail(err, LINNET_ERR_MEMORY, "no memory for a model");
+    if ((s = open_parts(m, path, &o, err)))
+        linnet_model_close(m);
+    else
+        *out = m;
+    return s;
+}
+
+void linnet_model_close(linnet_model *m) {
+    if (!m) return;
+    for (int i = 0; m->layers && i < m->cfg.n_layers; i++) free(m->layers[i].mixer_weights);
+    free(m->layers);
+    free(m->cfg.rope_freq);
+    scratch_free(m->scratch);
+    if (m->arena) munmap(m->arena, m->arena_bytes);
+    team_free(m->team);
+    tokenizer_free(m->tok);
+    gguf_close(m->file);
+    free(m);
+}
+
+/* ---- What a model says of itself ----------------------------------------------------------------- */
+
+const tokenizer *model_tokenizer(const linnet_model *m) { return m->tok; }
+
+const linnet_model_info *linnet_model_get_info(const linnet_model *m) { return &m->info; }
+
+const char *linnet_model_mixer(const linnet_model *m, int layer, int *window) {
+    if (layer < 0 || layer >= m->cfg.n_layers || !m->layers) return NULL;
+    if (window) *window = m->layers[layer].window;
+    return m->layers[layer].mixer->name;
+}
+
+size_t model_kv_start(const linnet_model *m, size_t n_tokens) {
+    size_t widest = 0;
+    for (int i = 0; i < m->cfg.n_layers; i++) {
+        if (m->layers[i].kv_slot < 0) continue;
+        if (!m->layers[i].window) return 0;
+        widest = max_size(widest, (size_t)m->layers[i].window);
+    }
+    return n_tokens + 1 > widest ? n_tokens + 1 - widest : 0;
+}
+
+uint64_t linnet_model_state_bytes(const linnet_model *m, linnet_kv_type kv, uint64_t n_tokens) {
+    if (!m->layers || n_tokens > MAX_CTX) return 0;
+    kv_layout l = kv_layout_of(model_kv_kind(m, kv), m->kv_layers, m->cfg.n_kv_heads,
+                               m->cfg.head_dim);
+    uint64_t pages = (n_tokens + PAGE - 1) / PAGE;
+    return (pages - min_size(pages, model_kv_start(m, n_tokens) / PAGE)) * l.page_bytes;
+}
+
+kv_kind model_kv_kind(const linnet_model *m, linnet_kv_type kv) {
+    if (m->act == LINNET_ACT_EXACT || kv == LINNET_KV_F32) return KV_F32;
+    return kv == LINNET_KV_Q8_0 ? KV_Q8_0 : KV_F16;
+}
+
+uint64_t linnet_model_activation_bytes(const linnet_model *m) {
+    return m->layers ? forward_activation_bytes(m, PIECE) : 0;
+}
+
+const char *linnet_model_tensor(const linnet_model *m, size_t i, const char **dtype,
+                                uint64_t dims[4], uint64_t *bytes) {
+    if (i >= gguf_n_tensors(m->file)) return NULL;
+    const gguf_tensor *t = gguf_tensor_at(m->file, i);
+    const dtype_info *info = dtype_get(t->type);
+    if (dtype) *dtype = info ? info->name : dtype_any_name(t->type);
+    if (dims) memcpy(dims, t->dims, sizeof t->dims);
+    if (bytes) *bytes = t->bytes;
+    return t->name;
+}
+
+const char *linnet_model_metadata(const linnet_model *m, size_t i, char *value, size_t size) {
+    if (i >= gguf_n_kv(m->file)) return NULL;
+    const gguf_kv *kv = gguf_kv_at(m->file, i);
+    if (value && size) gguf_kv_text(kv, value, size);
+    return kv->key.p;
+}
+
+/* One tensor in pieces of whole blocks; LINNET_ERR_NUMERIC at the first value that is not finite. */
+static linnet_status check_tensor(const gguf *g, const gguf_tensor *t, void *raw, float *values,
+                                  size_t piece, linnet_error *err) {
+    const dtype_info *info = dtype_get(t->type);
+    if (!info)
+        return fail(err, LINNET_ERR_UNSUPPORTED, "%s: tensor %s has type %s, which this version cannot "
+                    "read", gguf_path(g), t->name, dtype_any_name(t->type));
+    for (uint64_t at = 0; at < t->n_elements; at += piece) {
+        size_t n = t->n_elements - at < piece ? (size_t)(t->n_elements - at) : piece;
+        const void *data;
+        linnet_status s = gguf_read(g, t, at / info->block * info->block_bytes,
+                                    dtype_row_bytes((dtype)t->type, n), raw, &data, err);
+        if (s) return s;
+        dequantize_row((dtype)t->type, data, values, n);
+        for (size_t i = 0; i < n; i++)
+            if (!isfinite(values[i]))
+                return fail(err, LINNET_ERR_NUMERIC, "%s: tensor %s has %s at element %llu", gguf_path(g),
+                            t->name, isnan(values[i]) ? "NaN" : "infinity",
+                            (unsigned long long)(at + i));
+    }
+    return LINNET_OK;
+}
+
+linnet_status linnet_model_check(const linnet_model *m, linnet_error *err) {
+    enum { CHECK_PIECE = 1 << 16 }; /* a multiple of every block */
+    void *raw = malloc(CHECK_PIECE * sizeof(float));
+    float *values = malloc(CHECK_PIECE * sizeof(float));
+    linnet_status s = raw && values ? LINNET_OK
+                                    : fail(err, LINNET_ERR_MEMORY, "no memory to check weights");
+    for (size_t i = 0; i < gguf_n_tensors(m->file) && !s; i++)
+        s = check_tensor(m->file, gguf_tensor_at(m->file, i), raw, values, CHECK_PIECE, err);
+    free(raw);
+    free(values);
+    return s;
+}

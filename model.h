@@ -1,0 +1,153 @@
+/* The one internal vocabulary: Config, layers, Model, Session. Public types are in linnet.h.
+ *
+ * Data flows one way: weights/ (GGUF) -> model.c (config, packed matrices) -> session/ -> the forward
+ * pass (kernels_cpu/forward.c, mixers in attention/) -> logits -> sampler -> tokenizer -> text.
+ *
+ * Short names, the paper's symbols and the GGUF tensors (blk.N. in front):
+ *   wq wk wv wo    W^Q W^K W^V W^O     attn_q attn_k attn_v attn_output (gpt2: attn_qkv, split)
+ *   w_gate w_up w_down                 ffn_gate ffn_up ffn_down
+ *   x [n, n_embd]  the residual stream; h: its normalized copy
+ */
+#ifndef MODEL_H
+#define MODEL_H
+
+#include "attention/mixer.h"
+#include "kernels_cpu/kernels.h"
+#include "kernels_cpu/team.h"
+#include "session/kv.h"
+#include "tokenizer/chat.h"
+#include "tokenizer/tokenizer.h"
+
+/* Caps on what a file may ask for; config_validate holds every number to them. */
+enum {
+    MAX_LAYERS = 1024,
+    MAX_DIM = 1 << 17,      /* n_embd, n_ff, n_heads * head_dim */
+    MAX_HEAD_DIM = 512,
+    MAX_ROWS = 1 << 24,     /* rows of the output matrix */
+    MAX_CTX = 1 << 28,      /* tokens of a session */
+    PIECE = 256,            /* most rows of activations computed at once */
+    LOGITS_PIECE = 32       /* most rows of logits held at once */
+};
+
+typedef enum { NORM_RMS, NORM_LAYER } norm_kind;
+typedef enum { ROPE_NONE, ROPE_PAIRS, ROPE_HALVES } rope_kind; /* (2i, 2i+1) or (i, i + d/2) */
+typedef enum { FFN_SILU_GATED, FFN_GELU } ffn_kind;
+
+typedef struct {
+    int n_layers, n_embd, n_ff;
+    int n_heads, n_kv_heads, head_dim; /* n_heads % n_kv_heads == 0 */
+    int n_rows;                        /* of the output matrix */
+    int n_ctx_train;
+    norm_kind norm;
+    float norm_eps;
+    ffn_kind ffn;
+    rope_kind rope;
+    int rope_dim;          /* leading dimensions of a head that rotate */
+    float *rope_freq;      /* [rope_dim/2] radians per position, scaling included */
+    float rope_scale;      /* factor on cos and sin (YaRN's attention temperature), else 1 */
+    bool learned_positions;
+    int window;            /* default of every layer, 0 = whole context */
+    bool tied;             /* the output matrix is the embedding */
+} config;
+
+typedef struct {
+    float *w, *b; /* [n]; b NULL for RMS norm */
+} norm;
+
+typedef struct {
+    const mixer_ops *mixer;
+    void *mixer_weights; /* the mixer's own struct */
+    int window;          /* of the mixer: tokens visible, 0 = all */
+    int kv_slot;         /* its place in the session's KV pages, -1: keeps none */
+    norm attn_norm, ffn_norm;
+    matrix w_gate, w_up, w_down;
+} layer_weights;
+
+/* Buffers of one forward piece, grown to the rows needed (at most PIECE). */
+typedef struct scratch scratch;
+
+struct linnet_model {
+    gguf *file;
+    tokenizer *tok; /* NULL: no vocabulary */
+    const chat_template *chat;
+    config cfg;
+    layer_weights *layers;
+    int kv_layers;          /* how many mixers keep keys and values */
+    norm out_norm;
+    matrix output;          /* packed; the embedding too when tied */
+    /* Read row by row from the file: [n_embd, n_rows], unused when tied; [n_embd, n_ctx_train], NULL
+     * without learned positions. */
+    const gguf_tensor *embedding, *positions;
+    linnet_model_info info;
+    linnet_activations act;
+    const kernels *kernels; /* NULL when opened with metadata_only */
+    team *team;
+    scratch *scratch;
+    uint8_t *arena;         /* all packed matrices and vectors: one anonymous mapping */
+    size_t arena_bytes, arena_used;
+    char arch[64], name[128]; /* what info points to */
+};
+
+const tokenizer *model_tokenizer(const linnet_model *model); /* NULL: no vocabulary */
+linnet_model *session_model(const linnet_session *session);
+/* What `kv` means for this model: exact activations always keep float32. */
+kv_kind model_kv_kind(const linnet_model *m, linnet_kv_type kv);
+/* The first position that any layer may still look at once n_tokens are in. */
+size_t model_kv_start(const linnet_model *m, size_t n_tokens);
+
+/* ---- Loading, for mixers (model.c) ------------------------------------------------------------- */
+
+/* Loading runs twice over the same calls: first to check every tensor and add up the arena, then to
+ * fill it. The functions below do what the phase asks for. */
+struct loader {
+    linnet_model *model;
+    bool fill;
+    bool *used;         /* per tensor of the file: something asked for it */
+    size_t done, total; /* bytes packed, for progress */
+    linnet_progress_fn progress;
+    void *user;
+};
+
+/* blk.`layer`.`name` (layer < 0: `name` itself) as rows [row0, row0 + rows) of a [rows_total, cols]
+ * matrix. */
+linnet_status load_matrix(loader *l, int layer, const char *name, size_t rows_total, size_t row0,
+                          size_t rows, size_t cols, matrix *out, linnet_error *err);
+/* n float32 values starting at `first` of a vector of n_total; an absent optional one gives NULL. */
+linnet_status load_vector(loader *l, int layer, const char *name, bool optional, size_t n_total,
+                          size_t first, size_t n, float **out, linnet_error *err);
+bool has_tensor(const loader *l, int layer, const char *name);
+/* Row r of a tensor that stays in the file, as n float32 values. Thread-safe. */
+linnet_status read_row(const gguf *g, const gguf_tensor *t, uint64_t r, float *out, size_t n,
+                       linnet_error *err);
+
+/* ---- Sessions ---------------------------------------------------------------------------------- */
+
+struct linnet_session {
+    linnet_model *model;
+    int ctx;
+    kv_cache kv;       /* keys and values of the layers that keep them */
+    int32_t *tokens;
+    size_t n_tokens, tokens_cap;
+    float *logits;     /* [n_rows] after the last token, valid if has_logits */
+    float *pending;    /* where a running forward writes them: swapped when it succeeds */
+    bool has_logits;
+};
+
+/* ---- The forward pass (kernels_cpu/forward.c) -------------------------------------------------- */
+
+/* One row of a piece: a token of a session at a position. */
+typedef struct {
+    linnet_session *session;
+    int32_t token;
+    int position;
+    size_t item;    /* which linnet_item it came from */
+    bool want;      /* its logits are wanted */
+} row;
+
+/* Computes all items; on success every session holds its new tokens. The model's team must be held. */
+linnet_status forward_cpu(linnet_model *m, linnet_item *items, size_t n_items,
+                          linnet_progress_fn progress, void *user, linnet_error *err);
+uint64_t forward_activation_bytes(const linnet_model *m, size_t rows);
+void scratch_free(scratch *s);
+
+#endif

@@ -1,0 +1,149 @@
+#include "kv.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct kv_page {
+    _Alignas(64) atomic_size_t owners;
+    _Alignas(64) uint8_t data[];
+};
+
+kv_layout kv_layout_of(kv_kind kind, int layers, int heads, int head_dim) {
+    kv_layout l = {.kind = kind, .layers = layers, .heads = heads, .head_dim = head_dim};
+    size_t size = kind == KV_F32 ? 4 : kind == KV_F16 ? 2 : 1;
+    l.k_bytes = (size_t)head_dim * PAGE * size;
+    l.v_bytes = round_up(head_dim, 16) * PAGE * size;
+    if (kind == KV_Q8_0) l.kd_bytes = l.vd_bytes = (size_t)(head_dim / BLOCK) * PAGE * 2;
+    l.head_bytes = round_up(l.k_bytes + l.v_bytes + l.kd_bytes + l.vd_bytes, 64);
+    l.page_bytes = layers ? sizeof(kv_page) + l.head_bytes * (size_t)layers * (size_t)heads : 0;
+    return l;
+}
+
+static void release(kv_cache *c, size_t i) {
+    kv_page *p = c->pages[i];
+    if (!p) return;
+    c->pages[i] = NULL;
+    c->held--;
+    if (atomic_fetch_sub(&p->owners, 1) == 1) free(p);
+}
+
+/* A writable page: fresh and zero, or a copy of `from`. */
+static kv_page *page_new(const kv_layout *l, const kv_page *from) {
+    kv_page *p = aligned_alloc(64, l->page_bytes);
+    if (!p) return NULL;
+    if (from)
+        memcpy(p->data, from->data, l->page_bytes - sizeof *p);
+    else
+        memset(p->data, 0, l->page_bytes - sizeof *p);
+    atomic_init(&p->owners, 1);
+    return p;
+}
+
+linnet_status kv_reserve(kv_cache *c, size_t from, size_t to, linnet_error *err) {
+    if (!c->layout.layers || from >= to) return LINNET_OK;
+    size_t need = round_up(to, PAGE) / PAGE;
+    if (need > c->cap) {
+        size_t cap = max_size(need, c->cap * 2);
+        kv_page **pages = realloc(c->pages, cap * sizeof *pages);
+        if (!pages) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu KV pages", cap);
+        c->pages = pages;
+        c->cap = cap;
+    }
+    while (c->n_pages < need) c->pages[c->n_pages++] = NULL;
+    for (size_t i = from / PAGE; i < need; i++) {
+        kv_page *p = c->pages[i];
+        if (p && atomic_load(&p->owners) == 1) continue;
+        kv_page *fresh = page_new(&c->layout, p);
+        if (!fresh)
+            return fail(err, LINNET_ERR_MEMORY,
+                        "no memory for a KV page of %zu bytes (%zu pages held)",
+                        c->layout.page_bytes, c->held);
+        release(c, i);
+        c->pages[i] = fresh;
+        c->held++;
+    }
+    return LINNET_OK;
+}
+
+void kv_truncate(kv_cache *c, size_t n) {
+    size_t keep = round_up(n, PAGE) / PAGE;
+    while (c->n_pages > keep) release(c, --c->n_pages);
+}
+
+void kv_drop_before(kv_cache *c, size_t n) {
+    for (size_t i = min_size(n / PAGE, c->n_pages); i-- > 0 && c->pages[i];) release(c, i);
+}
+
+linnet_status kv_fork(const kv_cache *c, kv_cache *out, linnet_error *err) {
+    out->layout = c->layout;
+    if (!c->n_pages) return LINNET_OK;
+    out->pages = malloc(c->n_pages * sizeof *out->pages);
+    if (!out->pages)
+        return fail(err, LINNET_ERR_MEMORY, "no memory for %zu KV pages", c->n_pages);
+    out->n_pages = out->cap = c->n_pages;
+    out->held = c->held;
+    for (size_t i = 0; i < c->n_pages; i++) {
+        out->pages[i] = c->pages[i];
+        if (c->pages[i]) atomic_fetch_add(&c->pages[i]->owners, 1);
+    }
+    return LINNET_OK;
+}
+
+void kv_free(kv_cache *c) {
+    kv_truncate(c, 0);
+    free(c->pages);
+    c->pages = NULL;
+    c->cap = 0;
+}
+
+kv_view kv_at(const kv_cache *c, size_t page, int layer, int head) {
+    const kv_layout *l = &c->layout;
+    const uint8_t *k = c->pages[page]->data +
+                       l->head_bytes * ((size_t)layer * (size_t)l->heads + (size_t)head);
+    const uint8_t *v = k + l->k_bytes, *kd = v + l->v_bytes;
+    return (kv_view){k, v, (const uint16_t *)kd, (const uint16_t *)(kd + l->kd_bytes)};
+}
+
+/* 32 values to int8 and a scale, as q8_0. */
+static float quantize_block(const float *x, int8_t *q, uint16_t *scale) {
+    float max = 0;
+    for (int i = 0; i < BLOCK; i++) max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
+    float d = max / 127.0f, inverse = d > 0 ? 1.0f / d : 0.0f;
+    for (int i = 0; i < BLOCK; i++) q[i] = (int8_t)lrintf(x[i] * inverse);
+    *scale = f32_to_f16(d);
+    return d;
+}
+
+static void write_q8(const kv_view *v, int head_dim, size_t at, const float *key,
+                     const float *value) {
+    int blocks = head_dim / BLOCK;
+    int8_t q[BLOCK];
+    for (int b = 0; b < blocks; b++) {
+        quantize_block(key + b * BLOCK, q, (uint16_t *)v->kd + b * PAGE + at);
+        for (int i = 0; i < BLOCK; i++)
+            ((int8_t *)v->k)[(size_t)(b * BLOCK + i) * PAGE + at] = q[i];
+        quantize_block(value + b * BLOCK,
+                       (int8_t *)v->v + at * round_up(head_dim, 16) + b * BLOCK,
+                       (uint16_t *)v->vd + at * blocks + b);
+    }
+}
+
+void kv_write(const kv_cache *c, const kernels *kernels, size_t position, int layer, int head,
+              const float *k, const float *v) {
+    kv_view view = kv_at(c, position / PAGE, layer, head);
+    size_t at = position % PAGE, head_dim = (size_t)c->layout.head_dim;
+    size_t padded = round_up(head_dim, 16);
+    if (c->layout.kind == KV_F32) {
+        for (size_t d = 0; d < head_dim; d++) ((float *)view.k)[d * PAGE + at] = k[d];
+        memcpy((float *)view.v + at * padded, v, head_dim * sizeof(float));
+    } else if (c->layout.kind == KV_F16) {
+        uint16_t half[512];
+        kernels->to_f16(half, k, head_dim);
+        for (size_t d = 0; d < head_dim; d++) ((uint16_t *)view.k)[d * PAGE + at] = half[d];
+        kernels->to_f16((uint16_t *)view.v + at * padded, v, head_dim);
+    } else {
+        write_q8(&view, (int)head_dim, at, k, v);
+    }
+}

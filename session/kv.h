@@ -1,0 +1,41 @@
+/* Keys and values of a session in pages of 64 positions, reference-counted and copied on write: a fork
+ * shares all pages, and whoever writes first copies the one it writes to. A page holds all layers that
+ * keep keys and values, each KV head as kernels.h's kv_view wants it. */
+#ifndef KV_H
+#define KV_H
+
+#include "../kernels_cpu/kernels.h"
+
+typedef struct {
+    kv_kind kind;
+    int layers, heads, head_dim;
+    size_t k_bytes, v_bytes, kd_bytes, vd_bytes; /* of one head of one layer of a page */
+    size_t head_bytes, page_bytes;               /* page_bytes: as allocated */
+} kv_layout;
+
+typedef struct kv_page kv_page;
+
+typedef struct {
+    kv_layout layout;
+    kv_page **pages;     /* page i holds positions [64 i, 64 i + 64); NULL: dropped, out of every window */
+    size_t n_pages, cap;
+    size_t held;         /* pages that are not NULL */
+} kv_cache;
+
+kv_layout kv_layout_of(kv_kind kind, int layers, int heads, int head_dim);
+/* Makes positions [from, to) writable: adds pages, copies shared ones. On failure the cache still
+ * holds what it held (perhaps with pages to spare; kv_truncate drops them). */
+linnet_status kv_reserve(kv_cache *c, size_t from, size_t to, linnet_error *err);
+/* Keeps positions [0, n) only. */
+void kv_truncate(kv_cache *c, size_t n);
+/* Drops whole pages before position n, which nothing will look at again. */
+void kv_drop_before(kv_cache *c, size_t n);
+/* *out becomes a second owner of all pages; *out was zeroed. */
+linnet_status kv_fork(const kv_cache *c, kv_cache *out, linnet_error *err);
+void kv_free(kv_cache *c);
+kv_view kv_at(const kv_cache *c, size_t page, int layer, int head);
+/* Stores one position's key and value of a head, [head_dim] floats each. */
+void kv_write(const kv_cache *c, const kernels *kernels, size_t position, int layer, int head,
+              const float *k, const float *v);
+
+#endif

@@ -1,0 +1,171 @@
+/* Sessions: creating, feeding (many at once), what they hold. */
+#include "../model.h"
+#include "sample.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+linnet_model *session_model(const linnet_session *s) { return s->model; }
+
+static int ctx_of(const linnet_model *m, int wanted) {
+    if (!wanted) return m->cfg.n_ctx_train;
+    return wanted;
+}
+
+linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
+                                 const linnet_session_options *options, linnet_error *err) {
+    linnet_session_options o = {0};
+    if (options) o = *options;
+    if (!out || !m) return fail(err, LINNET_ERR_ARGUMENT, "linnet_session_new: NULL argument");
+    *out = NULL;
+    if (!m->kernels)
+        return fail(err, LINNET_ERR_ARGUMENT,
+                    "%s: opened for its metadata only, without weights: no session can run it",
+                    gguf_path(m->file));
+    if (o.ctx < 0 || o.ctx > MAX_CTX)
+        return fail(err, LINNET_ERR_ARGUMENT, "ctx is %d, expected 1 to %d", o.ctx, MAX_CTX);
+    if (m->cfg.learned_positions && o.ctx > m->cfg.n_ctx_train)
+        return fail(err, LINNET_ERR_ARGUMENT,
+                    "ctx is %d, but this model has learned positions for %d tokens only", o.ctx,
+                    m->cfg.n_ctx_train);
+    kv_kind kind = model_kv_kind(m, o.kv);
+    if (kind == KV_Q8_0 && m->cfg.head_dim % BLOCK)
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "kv q8_0 needs heads of a multiple of %d dimensions, this model's have %d", BLOCK,
+                    m->cfg.head_dim);
+    linnet_session *s = calloc(1, sizeof *s);
+    size_t row = (size_t)m->cfg.n_rows * sizeof(float);
+    if (s) s->logits = malloc(row);
+    if (s) s->pending = malloc(row);
+    if (!s || !s->logits || !s->pending) {
+        linnet_session_free(s);
+        return fail(err, LINNET_ERR_MEMORY, "no memory for a session");
+    }
+    s->model = m;
+    s->ctx = ctx_of(m, o.ctx);
+    s->kv.layout = kv_layout_of(kind, m->kv_layers, m->cfg.n_kv_heads, m->cfg.head_dim);
+    *out = s;
+    return LINNET_OK;
+}
+
+void linnet_session_free(linnet_session *s) {
+    if (!s) return;
+    kv_free(&s->kv);
+    free(s->tokens);
+    free(s->logits);
+    free(s->pending);
+    free(s);
+}
+
+void linnet_session_reset(linnet_session *s) {
+    kv_truncate(&s->kv, 0);
+    s->n_tokens = 0;
+    s->has_logits = false;
+}
+
+const int32_t *linnet_session_tokens(const linnet_session *s, size_t *n) {
+    if (n) *n = s->n_tokens;
+    return s->tokens;
+}
+
+int linnet_session_ctx(const linnet_session *s) { return s->ctx; }
+
+uint64_t linnet_session_state_bytes(const linnet_session *s) {
+    return (uint64_t)s->kv.held * s->kv.layout.page_bytes;
+}
+
+const float *linnet_session_logits(const linnet_session *s) {
+    return s->has_logits ? s->logits : NULL;
+}
+
+static linnet_status check_item(const linnet_item *item, const linnet_item *first, size_t i,
+                                linnet_error *err) {
+    const linnet_session *s = item->session;
+    if (!s || !item->tokens || !item->n_tokens)
+        return fail(err, LINNET_ERR_ARGUMENT,
+                    "item %zu: expected a session and at least one token", i);
+    if (item->want < LINNET_LOGITS_NONE || item->want > LINNET_LOGITS_ALL)
+        return fail(err, LINNET_ERR_ARGUMENT, "item %zu: want is %d, not one of linnet_want", i,
+                    (int)item->want);
+    if (s->model != first->session->model)
+        return fail(err, LINNET_ERR_ARGUMENT, "item %zu: its session belongs to another model", i);
+    for (size_t j = 0; j < i; j++)
+        if (first[j].session == s)
+            return fail(err, LINNET_ERR_ARGUMENT, "items %zu and %zu are the same session", j, i);
+    if (item->n_tokens > (size_t)s->ctx - s->n_tokens)
+        return fail(err, LINNET_ERR_CONTEXT,
+                    "%zu tokens do not fit: the context of %d tokens has room for %zu",
+                    item->n_tokens, s->ctx, (size_t)s->ctx - s->n_tokens);
+    int n_rows = s->model->cfg.n_rows;
+    for (size_t t = 0; t < item->n_tokens; t++)
+        if (item->tokens[t] < 0 || item->tokens[t] >= n_rows)
+            return fail(err, LINNET_ERR_ARGUMENT, "token %zu is %d, expected 0 to %d", t,
+                        item->tokens[t], n_rows - 1);
+    return LINNET_OK;
+}
+
+/* Room for the item's tokens: the list of ids and the KV pages. */
+static linnet_status reserve(const linnet_item *item, linnet_error *err) {
+    linnet_session *s = item->session;
+    size_t need = s->n_tokens + item->n_tokens;
+    if (need > s->tokens_cap) {
+        size_t cap = max_size(need, s->tokens_cap * 2);
+        int32_t *tokens = realloc(s->tokens, cap * sizeof *tokens);
+        if (!tokens) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu tokens", cap);
+        s->tokens = tokens;
+        s->tokens_cap = cap;
+    }
+    return kv_reserve(&s->kv, s->n_tokens, need, err);
+}
+
+static void commit(const linnet_item *item) {
+    linnet_session *s = item->session;
+    memcpy(s->tokens + s->n_tokens, item->tokens, item->n_tokens * sizeof *s->tokens);
+    s->n_tokens += item->n_tokens;
+    s->has_logits = item->want != LINNET_LOGITS_NONE;
+    float *logits = s->pending;
+    s->pending = s->logits;
+    s->logits = logits;
+    kv_drop_before(&s->kv, model_kv_start(s->model, s->n_tokens));
+}
+
+linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress_fn progress,
+                             void *user, linnet_error *err) {
+    if (!items || !n_items)
+        return fail(err, LINNET_ERR_ARGUMENT, "linnet_forward: expected at least one item");
+    linnet_status s = LINNET_OK;
+    for (size_t i = 0; i < n_items && !s; i++) s = check_item(&items[i], items, i, err);
+    if (s) return s;
+    for (size_t i = 0; i < n_items && !s; i++) s = reserve(&items[i], err);
+    if (!s) {
+        linnet_model *m = items->session->model;
+        team_lock(m->team);
+        s = forward_cpu(m, items, n_items, progress, user, err);
+        team_unlock(m->team);
+    }
+    for (size_t i = 0; i < n_items; i++) {
+        if (s)
+            kv_truncate(&items[i].session->kv, items[i].session->n_tokens);
+        else
+            commit(&items[i]);
+    }
+    return s;
+}
+
+linnet_status linnet_feed(linnet_session *session, const int32_t *tokens, size_t n,
+                          linnet_want want, linnet_error *err) {
+    linnet_item item = {.session = session, .tokens = tokens, .n_tokens = n, .want = want};
+    return linnet_forward(&item, 1, NULL, NULL, err);
+}
+
+linnet_status linnet_sample(const linnet_session *session, const linnet_sampling *sampling,
+                            int32_t *token, linnet_error *err) {
+    if (!session || !sampling || !token)
+        return fail(err, LINNET_ERR_ARGUMENT, "linnet_sample: NULL argument");
+    if (!session->has_logits)
+        return fail(err, LINNET_ERR_ARGUMENT,
+                    "the session holds no logits: feed it with LINNET_LOGITS_LAST first");
+    const linnet_model_info *info = &session->model->info;
+    return sample_token(sampling, session->logits, (size_t)info->n_rows, (size_t)info->n_vocab,
+                        session->tokens, session->n_tokens, token, err);
+}
