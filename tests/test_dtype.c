@@ -286,8 +286,8 @@ static void better_than_naive(void **state) {
                 fail_msg("%s, kind %d: relative RMS error %g, naive %g", dtype_any_name(types[t]),
                          kind, ours, naive);
             if (kind == 1) {
-                /* Gaussian weights: what ggml's own quantizers reach, give or take. */
-                static const double most[] = {0.075, 0.038, 0.020};
+                /* Gaussian weights: ggml's own quantizers reach 0.0714, 0.0361 and 0.0177. */
+                static const double most[] = {0.0715, 0.0355, 0.0180};
                 if (!(ours < most[t])) fail_msg("%s: %g", dtype_any_name(types[t]), ours);
             }
         }

@@ -240,6 +240,40 @@ static void tied_or_not(void **state) {
     clean();
 }
 
+/* What has its type already is copied, not quantized again; vectors keep even a narrower type. */
+static void kept_types(void **state) {
+    (void)state;
+    buf b = {0};
+    uint8_t block[34] = {0, 0x3c, 1, 2, 3}; /* scale 1, largest element 3 instead of 127 */
+    put_head(&b, 2, 0);
+    put_tensor_2d(&b, "blk.0.a.weight", 32, 2, 8, 0);
+    put_tensor_1d(&b, "blk.0.norm.weight", 4, 1, 96);
+    put_align(&b, 32);
+    put(&b, block, 34), put(&b, block, 34);
+    put_align(&b, 32);
+    put(&b, "\0\x3c\0\x40\0\x42\0\x44", 8); /* 1 2 3 4 */
+    write_file(in, b.p, b.n);
+    free(b.p);
+
+    const void *data;
+    gguf *g = quantized(in, "q8_0", false, NULL);
+    const gguf_tensor *t = gguf_find_tensor(g, "blk.0.a.weight");
+    assert_int_equal(gguf_read(g, t, 0, t->bytes, NULL, &data, NULL), 0);
+    assert_int_equal(t->type, DTYPE_Q8_0);
+    assert_memory_equal(data, block, 34);
+    assert_string_equal(type_of(g, "blk.0.norm.weight"), "f16");
+    gguf_close(g);
+
+    g = quantized(in, "f32", false, NULL);
+    const float expected[] = {1, 2, 3, 4};
+    t = gguf_find_tensor(g, "blk.0.norm.weight");
+    assert_int_equal(t->type, DTYPE_F32);
+    assert_int_equal(gguf_read(g, t, 0, t->bytes, NULL, &data, NULL), 0);
+    assert_memory_equal(data, expected, sizeof expected);
+    gguf_close(g);
+    clean();
+}
+
 /* More elements than one piece, and not a multiple of it: the cut must not show. */
 static void pieces(void **state) {
     (void)state;
@@ -481,10 +515,9 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(byte_equal),  cmocka_unit_test(every_type),
-        cmocka_unit_test(notes),       cmocka_unit_test(tied_or_not),
-        cmocka_unit_test(pieces),      cmocka_unit_test(refusals),
-        cmocka_unit_test(cancelled),   cmocka_unit_test(disk_full),
+        cmocka_unit_test(byte_equal),  cmocka_unit_test(every_type),    cmocka_unit_test(notes),
+        cmocka_unit_test(tied_or_not), cmocka_unit_test(kept_types),    cmocka_unit_test(pieces),
+        cmocka_unit_test(refusals),    cmocka_unit_test(cancelled),     cmocka_unit_test(disk_full),
         cmocka_unit_test(output_link), cmocka_unit_test(writer_misuse),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
