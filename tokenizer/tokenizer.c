@@ -136,6 +136,17 @@ int32_t tokenizer_special(const tokenizer *t, const char *text) {
     return length == n ? id : -1;
 }
 
+int32_t tokenizer_next_special(const tokenizer *t, const char *text, size_t n, size_t *at,
+                               size_t *length) {
+    for (*at = 0; *at < n; ++*at) {
+        int32_t id = match_special(t, text + *at, n - *at, false);
+        if (id < 0) continue;
+        vocab_piece(&t->v, id, length);
+        return id;
+    }
+    return -1;
+}
+
 /* ---- Reading the file -------------------------------------------------------------------- */
 
 /* A token as SentencePiece spells it, as bytes: U+2581 is a space, <0xHH> one byte. Returns the

@@ -38,6 +38,10 @@ bool tokenizer_is_end(const tokenizer *t, int32_t id);
 bool tokenizer_is_special(const tokenizer *t, int32_t id); /* control, unknown, unused */
 /* The id whose text is exactly this control, unknown or user-defined token, -1 if there is none. */
 int32_t tokenizer_special(const tokenizer *t, const char *text);
+/* The first of those tokens in text[0..n), the longest where several start: its place in *at, its
+ * length in *length; -1 if there is none. */
+int32_t tokenizer_next_special(const tokenizer *t, const char *text, size_t n, size_t *at,
+                               size_t *length);
 /* How a special token is spelled ("</s>"), which is what templates write; any token's bytes. */
 const char *tokenizer_text(const tokenizer *t, int32_t id, size_t *n);
 
