@@ -49,9 +49,12 @@ def load_tokenizer(path, config, n_rows, required):
     """-> metadata entries (key, kind, value) or None; `path` is a folder or one of its files."""
     if not os.path.exists(path):
         raise ExportError(f"{path} does not exist")
-    folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
-    names = os.listdir(path) if os.path.isdir(path) else [os.path.basename(path)]
-    vocab = find_vocab(folder, names)
+    if os.path.isdir(path):
+        folder = path
+        vocab = find_vocab(folder)
+    else:
+        folder = os.path.dirname(path) or "."
+        vocab = from_json(path) if path.endswith(".json") else from_sentencepiece(path, alone=True)
     if vocab is None:
         if required:
             raise ExportError(f"{path} has no tokenizer; expected tokenizer.model, tokenizer.json or "
@@ -68,19 +71,17 @@ def optional_json(folder, name):
     return read_json(path) if os.path.isfile(path) else {}
 
 
-def find_vocab(folder, names):
-    at = lambda name: os.path.join(folder, name)
-    model_files = [n for n in names if n.endswith(".model")]
-    if "tokenizer.model" in names or len(names) == 1 and model_files:
-        name = model_files[0] if len(names) == 1 else "tokenizer.model"
-        vocab = from_sentencepiece(at(name), alone="tokenizer.json" not in names)
-        if vocab is not None:
-            return vocab
-    if "tokenizer.json" in names or len(names) == 1 and names[0].endswith(".json"):
-        return from_json(at("tokenizer.json" if "tokenizer.json" in names else names[0]))
-    if "vocab.json" in names and "merges.txt" in names:
-        return from_merges(folder)
-    return None
+def find_vocab(folder):
+    model, fast, slow = (os.path.join(folder, n) for n in ("tokenizer.model", "tokenizer.json",
+                                                           "vocab.json"))
+    vocab = None
+    if os.path.isfile(model):
+        vocab = from_sentencepiece(model, alone=not os.path.isfile(fast))
+    if vocab is None and os.path.isfile(fast):
+        vocab = from_json(fast)
+    if vocab is None and os.path.isfile(slow) and os.path.isfile(os.path.join(folder, "merges.txt")):
+        vocab = from_merges(folder)
+    return vocab
 
 
 # ---- SentencePiece ---------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def from_json(path):
         vocab = byte_level(tokens, merges, pre)
     read_post_processor(vocab, value.get("post_processor"))
     for entry in value.get("added_tokens") or []:
-        add_token(vocab, entry.get("id"), entry, path)
+        add_token(vocab, entry.get("id") if isinstance(entry, dict) else None, entry, path)
     return vocab
 
 
