@@ -38,8 +38,14 @@ static inline bool align_size(size_t n, size_t align, size_t *out) {
     return true;
 }
 
-static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
-static inline size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
-static inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+static inline size_t min_size(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+static inline size_t max_size(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+static inline size_t round_up(size_t n, size_t to) {
+    return (n + to - 1) / to * to;
+}
 
 #endif

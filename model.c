@@ -7,7 +7,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* ---- Config -------------------------------------------------------------------------------------- */
+/* ---- Config
+ * -------------------------------------------------------------------------------------- */
 
 static const struct {
     const char *name;
@@ -53,9 +54,10 @@ static linnet_status get_uniform(keys *k, const char *suffix, bool required, int
     int64_t first = gguf_int_at(kv, 0);
     for (uint64_t i = 1; i < kv->count; i++)
         if (gguf_int_at(kv, i) != first)
-            return fail(err, LINNET_ERR_UNSUPPORTED,
-                        "%s: %s differs between layers (%lld and %lld), which this version cannot run",
-                        gguf_path(k->g), k->buffer, (long long)first, (long long)gguf_int_at(kv, i));
+            return fail(
+                err, LINNET_ERR_UNSUPPORTED,
+                "%s: %s differs between layers (%lld and %lld), which this version cannot run",
+                gguf_path(k->g), k->buffer, (long long)first, (long long)gguf_int_at(kv, i));
     if (first < lo || first > hi)
         return fail(err, LINNET_ERR_FORMAT, "%s: %s is %lld, expected %d to %d", gguf_path(k->g),
                     k->buffer, (long long)first, lo, hi);
@@ -76,8 +78,8 @@ static bool str_is(gguf_str s, const char *text) {
     return s.n == strlen(text) && !memcmp(s.p, text, s.n);
 }
 
-/* YaRN (Peng et al. 2023; transformers' modeling_rope_utils.py): dimensions that turn often keep their
- * frequency, slow ones are interpolated, a ramp lies between. */
+/* YaRN (Peng et al. 2023; transformers' modeling_rope_utils.py): dimensions that turn often keep
+ * their frequency, slow ones are interpolated, a ramp lies between. */
 static void yarn_frequencies(config *c, double base, double factor, double original, double fast,
                              double slow) {
     int half = c->rope_dim / 2;
@@ -109,15 +111,17 @@ static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
         (s = get_int(k, "rope.scaling.original_context_length", false, 1, MAX_CTX, &original, err)))
         return s;
     if (c->rope_dim % 2)
-        return fail(err, LINNET_ERR_FORMAT, "%s: %s.rope.dimension_count is %d, expected an even number",
-                    gguf_path(k->g), k->arch, c->rope_dim);
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: %s.rope.dimension_count is %d, expected an even number", gguf_path(k->g),
+                    k->arch, c->rope_dim);
     int half = c->rope_dim / 2;
     if (!(c->rope_freq = malloc((size_t)half * sizeof(float))))
         return fail(err, LINNET_ERR_MEMORY, "no memory for rope frequencies");
     for (int i = 0; i < half; i++)
         c->rope_freq[i] = 1.0f / powf((float)base, (float)(2 * i) / (float)c->rope_dim);
     if (str_is(type, "linear")) {
-        for (int i = 0; i < half; i++) c->rope_freq[i] /= (float)factor;
+        for (int i = 0; i < half; i++)
+            c->rope_freq[i] /= (float)factor;
     } else if (str_is(type, "yarn")) {
         yarn_frequencies(c, base, factor, original, fast, slow);
         c->rope_scale = (float)(attn * (factor > 1 ? 0.1 * log(factor) + 1 : 1));
@@ -140,8 +144,8 @@ static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
     for (int i = 0; !s && i < half; i++) {
         if (!(d[i] > 0) || isinf(d[i]))
             s = fail(err, LINNET_ERR_FORMAT,
-                     "%s: rope_freqs.weight[%d] is %g, expected a positive number", gguf_path(k->g), i,
-                     (double)d[i]);
+                     "%s: rope_freqs.weight[%d] is %g, expected a positive number", gguf_path(k->g),
+                     i, (double)d[i]);
         c->rope_freq[i] /= d[i];
     }
     free(d);
@@ -182,12 +186,15 @@ static linnet_status read_config(const gguf *g, config *c, char arch_out[64], li
         (s = get_uniform(&k, "attention.head_count", true, 1, MAX_DIM, &c->n_heads, err)))
         return s;
     c->n_kv_heads = c->n_heads;
-    if ((s = get_uniform(&k, "attention.head_count_kv", false, 1, c->n_heads, &c->n_kv_heads, err)) ||
+    if ((s = get_uniform(&k, "attention.head_count_kv", false, 1, c->n_heads, &c->n_kv_heads,
+                         err)) ||
         (s = get_int(&k, "expert_count", false, 0, 1 << 20, &experts, err)))
         return s;
     if (experts > 0)
-        return fail(err, LINNET_ERR_UNSUPPORTED, "%s: %s.expert_count is %d: mixtures of experts are not "
-                    "supported", gguf_path(g), k.arch, experts);
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: %s.expert_count is %d: mixtures of experts are not "
+                    "supported",
+                    gguf_path(g), k.arch, experts);
     c->head_dim = c->n_embd / c->n_heads;
     if (!gguf_find(g, key(&k, "attention.key_length")) && c->n_embd % c->n_heads)
         return fail(err, LINNET_ERR_FORMAT,
@@ -209,16 +216,17 @@ static linnet_status read_config(const gguf *g, config *c, char arch_out[64], li
                     c->head_dim, value_dim);
     if (c->n_heads % c->n_kv_heads || c->n_heads / c->n_kv_heads > ATTEND_GROUP)
         return fail(err, LINNET_ERR_FORMAT,
-                    "%s: %d heads over %d KV heads: expected a multiple of at most %d", gguf_path(g),
-                    c->n_heads, c->n_kv_heads, ATTEND_GROUP);
+                    "%s: %d heads over %d KV heads: expected a multiple of at most %d",
+                    gguf_path(g), c->n_heads, c->n_kv_heads, ATTEND_GROUP);
     if ((int64_t)c->n_heads * c->head_dim > MAX_DIM)
         return fail(err, LINNET_ERR_FORMAT, "%s: %d heads of %d dimensions exceed %d", gguf_path(g),
                     c->n_heads, c->head_dim, MAX_DIM);
     double eps = 1e-5;
-    const char *eps_key = c->norm == NORM_RMS ? "attention.layer_norm_rms_epsilon"
-                                              : "attention.layer_norm_epsilon";
+    const char *eps_key =
+        c->norm == NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon";
     if (!gguf_find(g, key(&k, eps_key)))
-        return fail(err, LINNET_ERR_FORMAT, "%s: metadata key %s is missing", gguf_path(g), k.buffer);
+        return fail(err, LINNET_ERR_FORMAT, "%s: metadata key %s is missing", gguf_path(g),
+                    k.buffer);
     if ((s = get_float(&k, eps_key, 0, 1, &eps, err))) return s;
     c->norm_eps = (float)eps;
     if (c->rope != ROPE_NONE && (s = read_rope(&k, c, err))) return s;
@@ -232,7 +240,8 @@ static linnet_status read_config(const gguf *g, config *c, char arch_out[64], li
     return LINNET_OK;
 }
 
-/* ---- Tensors ------------------------------------------------------------------------------------- */
+/* ---- Tensors
+ * ------------------------------------------------------------------------------------- */
 
 static void *arena_take(loader *l, size_t bytes) {
     linnet_model *m = l->model;
@@ -257,7 +266,9 @@ static const gguf_tensor *find_tensor(const loader *l, int layer, const char *na
     return t;
 }
 
-bool has_tensor(const loader *l, int layer, const char *name) { return find_tensor(l, layer, name); }
+bool has_tensor(const loader *l, int layer, const char *name) {
+    return find_tensor(l, layer, name);
+}
 
 /* The tensor, present, readable and of the shape [cols, rows] (rows 0: a vector). */
 static linnet_status require(loader *l, int layer, const char *name, size_t cols, size_t rows,
@@ -283,45 +294,6 @@ static linnet_status require(loader *l, int layer, const char *name, size_t cols
                 expected, found);
 }
 
-typedef struct {
-    const gguf *g;
-    const gguf_tensor *t;
-    const team *team;
-    matrix *m;
-    uint8_t *out;
-    size_t row0;
-    linnet_status status; /* of whichever thread failed last */
-    linnet_error err;
-} pack_job;
-
-static void pack_share(void *arg, int thread) {
-    pack_job *j = arg;
-    size_t row_bytes = dtype_row_bytes(j->m->type, j->m->cols), from, to;
-    team_share(j->team, thread, (j->m->rows + PANEL - 1) / PANEL, &from, &to);
-    void *buffer = gguf_is_mapped(j->g) ? NULL : malloc(PANEL * row_bytes);
-    linnet_error err = {0};
-    linnet_status s = LINNET_OK;
-    if (!buffer && !gguf_is_mapped(j->g))
-        s = fail(&err, LINNET_ERR_MEMORY, "no memory for %zu bytes of weights", PANEL * row_bytes);
-    for (size_t p = from; p < to && !s; p++) {
-        size_t rows = min_size(PANEL, j->m->rows - p * PANEL);
-        const void *src;
-        s = gguf_read(j->g, j->t, (j->row0 + p * PANEL) * row_bytes, rows * row_bytes, buffer, &src,
-                      &err);
-        if (!s)
-            pack_panel(j->m->type, src, row_bytes, rows, j->m->cols,
-                       j->out + p * j->m->panel_bytes);
-    }
-    free(buffer);
-    if (s) {
-#pragma omp critical(pack_failure)
-        {
-            j->status = s;
-            j->err = err;
-        }
-    }
-}
-
 linnet_status load_matrix(loader *l, int layer, const char *name, size_t rows_total, size_t row0,
                           size_t rows, size_t cols, matrix *out, linnet_error *err) {
     const gguf_tensor *t;
@@ -338,16 +310,7 @@ linnet_status load_matrix(loader *l, int layer, const char *name, size_t rows_to
     uint8_t *data = arena_take(l, bytes);
     if (!l->fill) return LINNET_OK;
     out->data = data;
-    pack_job job = {.g = l->model->file, .t = t, .team = l->model->team, .m = out, .out = data,
-                    .row0 = row0};
-    team_run(l->model->team, pack_share, &job);
-    if (job.status) return fail(err, job.status, "%s", job.err.text);
-    if (row0 + rows == rows_total) gguf_release(l->model->file, t);
-    l->done += bytes;
-    if (l->progress && !l->progress(l->user, "load", l->done, l->total))
-        return fail(err, LINNET_ERR_CANCELLED, "cancelled while loading %s",
-                    gguf_path(l->model->file));
-    return LINNET_OK;
+    return packer_add(l->packer, t, out, data, row0, err);
 }
 
 linnet_status load_vector(loader *l, int layer, const char *name, bool optional, size_t n_total,
@@ -358,14 +321,16 @@ linnet_status load_vector(loader *l, int layer, const char *name, bool optional,
     linnet_status s = require(l, layer, name, n_total, 0, &t, err);
     if (s) return s;
     if (!is_float_type((dtype)t->type))
-        return fail(err, LINNET_ERR_UNSUPPORTED, "%s: tensor %s has type %s, expected f32, f16 or bf16",
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: tensor %s has type %s, expected f32, f16 or bf16",
                     gguf_path(l->model->file), t->name, dtype_any_name(t->type));
     *out = arena_take(l, n * sizeof(float));
     if (!l->fill) return LINNET_OK;
     size_t size = dtype_row_bytes((dtype)t->type, 1);
     const void *data;
     void *buffer = malloc(n * size);
-    if (!buffer) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu bytes of weights", n * size);
+    if (!buffer)
+        return fail(err, LINNET_ERR_MEMORY, "no memory for %zu bytes of weights", n * size);
     s = gguf_read(l->model->file, t, first * size, n * size, buffer, &data, err);
     if (!s) dequantize_row((dtype)t->type, data, *out, n);
     free(buffer);
@@ -384,7 +349,8 @@ linnet_status read_row(const gguf *g, const gguf_tensor *t, uint64_t r, float *o
     return s;
 }
 
-static linnet_status load_norm(loader *l, int layer, const char *name, norm *out, linnet_error *err) {
+static linnet_status load_norm(loader *l, int layer, const char *name, norm *out,
+                               linnet_error *err) {
     size_t d = (size_t)l->model->cfg.n_embd;
     char full[64];
     snprintf(full, sizeof full, "%s.weight", name);
@@ -413,8 +379,7 @@ static linnet_status load_layer(loader *l, int i, linnet_error *err) {
         (s = w->mixer->load(l, i, &w->mixer_weights, err)) ||
         (s = load_norm(l, i, "ffn_norm", &w->ffn_norm, err)))
         return s;
-    if (m->cfg.ffn == FFN_SILU_GATED &&
-        (s = load_biased(l, i, "ffn_gate", ff, d, &w->w_gate, err)))
+    if (m->cfg.ffn == FFN_SILU_GATED && (s = load_biased(l, i, "ffn_gate", ff, d, &w->w_gate, err)))
         return s;
     if ((s = load_biased(l, i, "ffn_up", ff, d, &w->w_up, err))) return s;
     return load_biased(l, i, "ffn_down", d, ff, &w->w_down, err);
@@ -435,15 +400,16 @@ static linnet_status load_all(loader *l, linnet_error *err) {
     if ((s = load_norm(l, -1, "output_norm", &m->out_norm, err))) return s;
     const char *output = c->tied ? "token_embd.weight" : "output.weight";
     if ((t = find_tensor(l, -1, output)) && t->n_dims == 2 && t->dims[1] != (uint64_t)c->n_rows)
-        return fail(err, LINNET_ERR_FORMAT,
-                    "%s: output.weight has %llu rows, token_embd.weight has %d: expected equal numbers",
-                    gguf_path(m->file), (unsigned long long)t->dims[1], c->n_rows);
+        return fail(
+            err, LINNET_ERR_FORMAT,
+            "%s: output.weight has %llu rows, token_embd.weight has %d: expected equal numbers",
+            gguf_path(m->file), (unsigned long long)t->dims[1], c->n_rows);
     return load_matrix(l, -1, output, (size_t)c->n_rows, 0, (size_t)c->n_rows, (size_t)c->n_embd,
                        &m->output, err);
 }
 
-/* A tensor that nothing asked for means that the model is not what it says, or more than this version
- * knows: its results would differ from its maker's. */
+/* A tensor that nothing asked for means that the model is not what it says, or more than this
+ * version knows: its results would differ from its maker's. */
 static linnet_status refuse_unused(const loader *l, linnet_error *err) {
     const gguf *g = l->model->file;
     for (size_t i = 0; i < gguf_n_tensors(g); i++)
@@ -457,8 +423,8 @@ static linnet_status refuse_unused(const loader *l, linnet_error *err) {
 static linnet_status choose_mixers(linnet_model *m, linnet_error *err) {
     const config *c = &m->cfg;
     const gguf_kv *windows;
-    linnet_status s = gguf_get_array(m->file, "linnet.attention.window_layers", GGUF_U32, false,
-                                     &windows, err);
+    linnet_status s =
+        gguf_get_array(m->file, "linnet.attention.window_layers", GGUF_U32, false, &windows, err);
     if (s) return s;
     if (windows && windows->count != (uint64_t)c->n_layers)
         return fail(err, LINNET_ERR_FORMAT,
@@ -468,8 +434,9 @@ static linnet_status choose_mixers(linnet_model *m, linnet_error *err) {
         layer_weights *w = &m->layers[i];
         int64_t window = windows ? gguf_int_at(windows, (uint64_t)i) : c->window;
         if (window < 0 || window > MAX_CTX)
-            return fail(err, LINNET_ERR_FORMAT, "%s: layer %d has a window of %lld, expected 0 to %d",
-                        gguf_path(m->file), i, (long long)window, MAX_CTX);
+            return fail(err, LINNET_ERR_FORMAT,
+                        "%s: layer %d has a window of %lld, expected 0 to %d", gguf_path(m->file),
+                        i, (long long)window, MAX_CTX);
         w->mixer = &mixer_softmax;
         w->window = (int)window;
         w->kv_slot = w->mixer->uses_kv ? m->kv_layers++ : -1;
@@ -477,13 +444,15 @@ static linnet_status choose_mixers(linnet_model *m, linnet_error *err) {
     return LINNET_OK;
 }
 
-/* ---- Opening ------------------------------------------------------------------------------------- */
+/* ---- Opening
+ * ------------------------------------------------------------------------------------- */
 
 /* The second walk over the tensors, now that their sum is known. */
 static linnet_status fill_arena(loader *l, linnet_error *err) {
     linnet_model *m = l->model;
-    m->arena_bytes = l->total = max_size(m->arena_used, 64);
-    m->arena = mmap(NULL, m->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    m->arena_bytes = max_size(m->arena_used, 64);
+    m->arena =
+        mmap(NULL, m->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (m->arena == MAP_FAILED) {
         m->arena = NULL;
         return fail(err, LINNET_ERR_MEMORY, "%s: no memory for %zu bytes of weights",
@@ -492,10 +461,16 @@ static linnet_status fill_arena(loader *l, linnet_error *err) {
     madvise(m->arena, m->arena_bytes, MADV_HUGEPAGE);
     m->arena_used = 0;
     l->fill = true;
-    return load_all(l, err);
+    if (!(l->packer = packer_new(m->file, m->team)))
+        return fail(err, LINNET_ERR_MEMORY, "no memory for a list of matrices");
+    linnet_status s = load_all(l, err);
+    if (!s) s = packer_run(l->packer, l->progress, l->user, err);
+    packer_free(l->packer);
+    return s;
 }
 
-static linnet_status load_weights(linnet_model *m, const linnet_model_options *o, linnet_error *err) {
+static linnet_status load_weights(linnet_model *m, const linnet_model_options *o,
+                                  linnet_error *err) {
     loader l = {.model = m, .progress = o->progress, .user = o->user};
     if (!(l.used = calloc(gguf_n_tensors(m->file), sizeof *l.used)))
         return fail(err, LINNET_ERR_MEMORY, "no memory for a list of tensors");
@@ -547,14 +522,16 @@ static linnet_status open_parts(linnet_model *m, const char *path, const linnet_
         (s = tokenizer_new(&m->tok, m->file, err)) ||
         (s = chat_template_of(m->file, &m->chat, &has_template, err)))
         return s;
-    m->info.chat_template = m->chat ? chat_template_get_name(m->chat)
-                                    : has_template ? "unknown" : "none";
+    m->info.chat_template = m->chat        ? chat_template_get_name(m->chat)
+                            : has_template ? "unknown"
+                                           : "none";
     m->act = o->activations;
     bool vocabulary_only = gguf_n_tensors(m->file) == 0;
     if (vocabulary_only && !o->metadata_only)
-        return fail(err, LINNET_ERR_FORMAT,
-                    "%s: a vocabulary without weights: only tokenize, detokenize and info can use it",
-                    path);
+        return fail(
+            err, LINNET_ERR_FORMAT,
+            "%s: a vocabulary without weights: only tokenize, detokenize and info can use it",
+            path);
     if (!o->metadata_only) {
         if ((s = kernels_select(o->isa, &m->kernels, err))) return s;
         int threads = o->threads ? o->threads : team_default_size();
@@ -565,11 +542,14 @@ static linnet_status open_parts(linnet_model *m, const char *path, const linnet_
         s = arch[0] ? LINNET_OK : s; /* its numbers may be missing: nothing uses them */
     } else if (!s) {
         m->layers = calloc((size_t)m->cfg.n_layers, sizeof *m->layers);
-        if (!m->layers) return fail(err, LINNET_ERR_MEMORY, "no memory for %d layers", m->cfg.n_layers);
+        if (!m->layers)
+            return fail(err, LINNET_ERR_MEMORY, "no memory for %d layers", m->cfg.n_layers);
         if ((s = choose_mixers(m, err)) || (s = load_weights(m, o, err))) return s;
         if (m->tok && tokenizer_n_vocab(m->tok) > m->cfg.n_rows)
-            return fail(err, LINNET_ERR_FORMAT, "%s: %d tokens in the vocabulary, but only %d rows in the "
-                        "output matrix", path, tokenizer_n_vocab(m->tok), m->cfg.n_rows);
+            return fail(err, LINNET_ERR_FORMAT,
+                        "%s: %d tokens in the vocabulary, but only %d rows in the "
+                        "output matrix",
+                        path, tokenizer_n_vocab(m->tok), m->cfg.n_rows);
     }
     if (!s) fill_info(m, arch);
     return s;
@@ -582,7 +562,8 @@ static linnet_status check_options(const linnet_model_options *o, linnet_error *
         return fail(err, LINNET_ERR_ARGUMENT, "activations is %d, not one of linnet_activations",
                     (int)o->activations);
     if (o->backend && strcmp(o->backend, "auto") && strcmp(o->backend, "cpu"))
-        return fail(err, strncmp(o->backend, "cuda", 4) ? LINNET_ERR_ARGUMENT : LINNET_ERR_UNSUPPORTED,
+        return fail(err,
+                    strncmp(o->backend, "cuda", 4) ? LINNET_ERR_ARGUMENT : LINNET_ERR_UNSUPPORTED,
                     strncmp(o->backend, "cuda", 4) ? "backend '%s': expected auto or cpu"
                                                    : "backend %s: this build has no CUDA backend",
                     o->backend);
@@ -608,7 +589,8 @@ linnet_status linnet_model_open(linnet_model **out, const char *path,
 
 void linnet_model_close(linnet_model *m) {
     if (!m) return;
-    for (int i = 0; m->layers && i < m->cfg.n_layers; i++) free(m->layers[i].mixer_weights);
+    for (int i = 0; m->layers && i < m->cfg.n_layers; i++)
+        free(m->layers[i].mixer_weights);
     free(m->layers);
     free(m->cfg.rope_freq);
     scratch_free(m->scratch);
@@ -619,11 +601,16 @@ void linnet_model_close(linnet_model *m) {
     free(m);
 }
 
-/* ---- What a model says of itself ----------------------------------------------------------------- */
+/* ---- What a model says of itself
+ * ----------------------------------------------------------------- */
 
-const tokenizer *model_tokenizer(const linnet_model *m) { return m->tok; }
+const tokenizer *model_tokenizer(const linnet_model *m) {
+    return m->tok;
+}
 
-const linnet_model_info *linnet_model_get_info(const linnet_model *m) { return &m->info; }
+const linnet_model_info *linnet_model_get_info(const linnet_model *m) {
+    return &m->info;
+}
 
 const char *linnet_model_mixer(const linnet_model *m, int layer, int *window) {
     if (layer < 0 || layer >= m->cfg.n_layers || !m->layers) return NULL;
@@ -643,8 +630,8 @@ size_t model_kv_start(const linnet_model *m, size_t n_tokens) {
 
 uint64_t linnet_model_state_bytes(const linnet_model *m, linnet_kv_type kv, uint64_t n_tokens) {
     if (!m->layers || n_tokens > MAX_CTX) return 0;
-    kv_layout l = kv_layout_of(model_kv_kind(m, kv), m->kv_layers, m->cfg.n_kv_heads,
-                               m->cfg.head_dim);
+    kv_layout l =
+        kv_layout_of(model_kv_kind(m, kv), m->kv_layers, m->cfg.n_kv_heads, m->cfg.head_dim);
     uint64_t pages = (n_tokens + PAGE - 1) / PAGE;
     return (pages - min_size(pages, model_kv_start(m, n_tokens) / PAGE)) * l.page_bytes;
 }
@@ -676,13 +663,16 @@ const char *linnet_model_metadata(const linnet_model *m, size_t i, char *value, 
     return kv->key.p;
 }
 
-/* One tensor in pieces of whole blocks; LINNET_ERR_NUMERIC at the first value that is not finite. */
+/* One tensor in pieces of whole blocks; LINNET_ERR_NUMERIC at the first value that is not finite.
+ */
 static linnet_status check_tensor(const gguf *g, const gguf_tensor *t, void *raw, float *values,
                                   size_t piece, linnet_error *err) {
     const dtype_info *info = dtype_get(t->type);
     if (!info)
-        return fail(err, LINNET_ERR_UNSUPPORTED, "%s: tensor %s has type %s, which this version cannot "
-                    "read", gguf_path(g), t->name, dtype_any_name(t->type));
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: tensor %s has type %s, which this version cannot "
+                    "read",
+                    gguf_path(g), t->name, dtype_any_name(t->type));
     for (uint64_t at = 0; at < t->n_elements; at += piece) {
         size_t n = t->n_elements - at < piece ? (size_t)(t->n_elements - at) : piece;
         const void *data;
@@ -692,8 +682,8 @@ static linnet_status check_tensor(const gguf *g, const gguf_tensor *t, void *raw
         dequantize_row((dtype)t->type, data, values, n);
         for (size_t i = 0; i < n; i++)
             if (!isfinite(values[i]))
-                return fail(err, LINNET_ERR_NUMERIC, "%s: tensor %s has %s at element %llu", gguf_path(g),
-                            t->name, isnan(values[i]) ? "NaN" : "infinity",
+                return fail(err, LINNET_ERR_NUMERIC, "%s: tensor %s has %s at element %llu",
+                            gguf_path(g), t->name, isnan(values[i]) ? "NaN" : "infinity",
                             (unsigned long long)(at + i));
     }
     return LINNET_OK;
@@ -703,8 +693,8 @@ linnet_status linnet_model_check(const linnet_model *m, linnet_error *err) {
     enum { CHECK_PIECE = 1 << 16 }; /* a multiple of every block */
     void *raw = malloc(CHECK_PIECE * sizeof(float));
     float *values = malloc(CHECK_PIECE * sizeof(float));
-    linnet_status s = raw && values ? LINNET_OK
-                                    : fail(err, LINNET_ERR_MEMORY, "no memory to check weights");
+    linnet_status s =
+        raw && values ? LINNET_OK : fail(err, LINNET_ERR_MEMORY, "no memory to check weights");
     for (size_t i = 0; i < gguf_n_tensors(m->file) && !s; i++)
         s = check_tensor(m->file, gguf_tensor_at(m->file, i), raw, values, CHECK_PIECE, err);
     free(raw);

@@ -1,7 +1,8 @@
 /* The one internal vocabulary: Config, layers, Model, Session. Public types are in linnet.h.
  *
- * Data flows one way: weights/ (GGUF) -> model.c (config, packed matrices) -> session/ -> the forward
- * pass (kernels_cpu/forward.c, mixers in attention/) -> logits -> sampler -> tokenizer -> text.
+ * Data flows one way: weights/ (GGUF) -> model.c (config, packed matrices) -> session/ -> the
+ * forward pass (kernels_cpu/forward.c, mixers in attention/) -> logits -> sampler -> tokenizer ->
+ * text.
  *
  * Short names, the paper's symbols and the GGUF tensors (blk.N. in front):
  *   wq wk wv wo    W^Q W^K W^V W^O     attn_q attn_k attn_v attn_output (gpt2: attn_qkv, split)
@@ -13,6 +14,7 @@
 
 #include "attention/mixer.h"
 #include "kernels_cpu/kernels.h"
+#include "kernels_cpu/packer.h"
 #include "kernels_cpu/team.h"
 #include "session/kv.h"
 #include "tokenizer/chat.h"
@@ -21,12 +23,12 @@
 /* Caps on what a file may ask for; config_validate holds every number to them. */
 enum {
     MAX_LAYERS = 1024,
-    MAX_DIM = 1 << 17,      /* n_embd, n_ff, n_heads * head_dim */
+    MAX_DIM = 1 << 17, /* n_embd, n_ff, n_heads * head_dim */
     MAX_HEAD_DIM = 512,
-    MAX_ROWS = 1 << 24,     /* rows of the output matrix */
-    MAX_CTX = 1 << 28,      /* tokens of a session */
-    PIECE = 256,            /* most rows of activations computed at once */
-    LOGITS_PIECE = 32       /* most rows of logits held at once */
+    MAX_ROWS = 1 << 24, /* rows of the output matrix */
+    MAX_CTX = 1 << 28,  /* tokens of a session */
+    PIECE = 256,        /* most rows of activations computed at once */
+    LOGITS_PIECE = 32   /* most rows of logits held at once */
 };
 
 typedef enum { NORM_RMS, NORM_LAYER } norm_kind;
@@ -42,12 +44,12 @@ typedef struct {
     float norm_eps;
     ffn_kind ffn;
     rope_kind rope;
-    int rope_dim;          /* leading dimensions of a head that rotate */
-    float *rope_freq;      /* [rope_dim/2] radians per position, scaling included */
-    float rope_scale;      /* factor on cos and sin (YaRN's attention temperature), else 1 */
+    int rope_dim;     /* leading dimensions of a head that rotate */
+    float *rope_freq; /* [rope_dim/2] radians per position, scaling included */
+    float rope_scale; /* factor on cos and sin (YaRN's attention temperature), else 1 */
     bool learned_positions;
-    int window;            /* default of every layer, 0 = whole context */
-    bool tied;             /* the output matrix is the embedding */
+    int window; /* default of every layer, 0 = whole context */
+    bool tied;  /* the output matrix is the embedding */
 } config;
 
 typedef struct {
@@ -72,18 +74,18 @@ struct linnet_model {
     const chat_template *chat;
     config cfg;
     layer_weights *layers;
-    int kv_layers;          /* how many mixers keep keys and values */
+    int kv_layers; /* how many mixers keep keys and values */
     norm out_norm;
-    matrix output;          /* packed; the embedding too when tied */
-    /* Read row by row from the file: [n_embd, n_rows], unused when tied; [n_embd, n_ctx_train], NULL
-     * without learned positions. */
+    matrix output; /* packed; the embedding too when tied */
+    /* Read row by row from the file: [n_embd, n_rows], unused when tied; [n_embd, n_ctx_train],
+     * NULL without learned positions. */
     const gguf_tensor *embedding, *positions;
     linnet_model_info info;
     linnet_activations act;
     const kernels *kernels; /* NULL when opened with metadata_only */
     team *team;
     scratch *scratch;
-    uint8_t *arena;         /* all packed matrices and vectors: one anonymous mapping */
+    uint8_t *arena; /* all packed matrices and vectors: one anonymous mapping */
     size_t arena_bytes, arena_used;
     char arch[64], name[128]; /* what info points to */
 };
@@ -95,15 +97,16 @@ kv_kind model_kv_kind(const linnet_model *m, linnet_kv_type kv);
 /* The first position that any layer may still look at once n_tokens are in. */
 size_t model_kv_start(const linnet_model *m, size_t n_tokens);
 
-/* ---- Loading, for mixers (model.c) ------------------------------------------------------------- */
+/* ---- Loading, for mixers (model.c) -------------------------------------------------------------
+ */
 
 /* Loading runs twice over the same calls: first to check every tensor and add up the arena, then to
  * fill it. The functions below do what the phase asks for. */
 struct loader {
     linnet_model *model;
     bool fill;
-    bool *used;         /* per tensor of the file: something asked for it */
-    size_t done, total; /* bytes packed, for progress */
+    bool *used;     /* per tensor of the file: something asked for it */
+    packer *packer; /* of the second run */
     linnet_progress_fn progress;
     void *user;
 };
@@ -112,7 +115,8 @@ struct loader {
  * matrix. */
 linnet_status load_matrix(loader *l, int layer, const char *name, size_t rows_total, size_t row0,
                           size_t rows, size_t cols, matrix *out, linnet_error *err);
-/* n float32 values starting at `first` of a vector of n_total; an absent optional one gives NULL. */
+/* n float32 values starting at `first` of a vector of n_total; an absent optional one gives NULL.
+ */
 linnet_status load_vector(loader *l, int layer, const char *name, bool optional, size_t n_total,
                           size_t first, size_t n, float **out, linnet_error *err);
 bool has_tensor(const loader *l, int layer, const char *name);
@@ -120,31 +124,34 @@ bool has_tensor(const loader *l, int layer, const char *name);
 linnet_status read_row(const gguf *g, const gguf_tensor *t, uint64_t r, float *out, size_t n,
                        linnet_error *err);
 
-/* ---- Sessions ---------------------------------------------------------------------------------- */
+/* ---- Sessions ----------------------------------------------------------------------------------
+ */
 
 struct linnet_session {
     linnet_model *model;
     int ctx;
-    kv_cache kv;       /* keys and values of the layers that keep them */
+    kv_cache kv; /* keys and values of the layers that keep them */
     int32_t *tokens;
     size_t n_tokens, tokens_cap;
-    float *logits;     /* [n_rows] after the last token, valid if has_logits */
-    float *pending;    /* where a running forward writes them: swapped when it succeeds */
+    float *logits;  /* [n_rows] after the last token, valid if has_logits */
+    float *pending; /* where a running forward writes them: swapped when it succeeds */
     bool has_logits;
 };
 
-/* ---- The forward pass (kernels_cpu/forward.c) -------------------------------------------------- */
+/* ---- The forward pass (kernels_cpu/forward.c) --------------------------------------------------
+ */
 
 /* One row of a piece: a token of a session at a position. */
 typedef struct {
     linnet_session *session;
     int32_t token;
     int position;
-    size_t item;    /* which linnet_item it came from */
-    bool want;      /* its logits are wanted */
+    size_t item; /* which linnet_item it came from */
+    bool want;   /* its logits are wanted */
 } row;
 
-/* Computes all items; on success every session holds its new tokens. The model's team must be held. */
+/* Computes all items; on success every session holds its new tokens. The model's team must be held.
+ */
 linnet_status forward_cpu(linnet_model *m, linnet_item *items, size_t n_items,
                           linnet_progress_fn progress, void *user, linnet_error *err);
 uint64_t forward_activation_bytes(const linnet_model *m, size_t rows);

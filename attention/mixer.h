@@ -1,17 +1,17 @@
-/* What a layer uses to move information between positions, as data: one mixer_ops per kind, one line in
- * the table of mixers.c, one file here. The forward pass knows no mixer by name. */
+/* What a layer uses to move information between positions, as data: one mixer_ops per kind, one
+ * line in the table of mixers.c, one file here. The forward pass knows no mixer by name. */
 #ifndef MIXER_H
 #define MIXER_H
 
 #include "../common.h"
 
-typedef struct pass pass; /* kernels_cpu/pass.h: one piece of the forward pass */
+typedef struct pass pass;     /* kernels_cpu/pass.h: one piece of the forward pass */
 typedef struct loader loader; /* model.h */
 
 typedef struct {
     const char *name;
-    /* Checks or reads the layer's tensors (see loader) into *weights, which the first call allocates
-     * and the model frees with free(). */
+    /* Checks or reads the layer's tensors (see loader) into *weights, which the first call
+     * allocates and the model frees with free(). */
     linnet_status (*load)(loader *l, int layer, void **weights, linnet_error *err);
     /* Whether the layer keeps keys and values in the session's KV pages. */
     bool uses_kv;

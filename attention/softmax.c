@@ -1,14 +1,15 @@
 /* Softmax attention over all earlier positions, or a sliding window of them, with grouped KV heads.
  *
- *   o_t = sum_{s in (t - window, t]} softmax_s(q_t . k_s / sqrt(d)) v_s        (Vaswani et al. 2017)
+ *   o_t = sum_{s in (t - window, t]} softmax_s(q_t . k_s / sqrt(d)) v_s        (Vaswani et al.
+ * 2017)
  *
- * Query heads of a group share a KV head (Ainslie et al. 2023); q and k are normalized per head where
- * the model says so (Qwen3), then rotated (Su et al. 2021).
+ * Query heads of a group share a KV head (Ainslie et al. 2023); q and k are normalized per head
+ * where the model says so (Qwen3), then rotated (Su et al. 2021).
  *
- * The positions are cut into segments of 16 pages at fixed places. Within a segment pages are taken in
- * order with a running maximum; segments are merged in order. So a token's result does not depend on
- * how many threads or neighbours there are: a long segment list is shared by threads when rows are few
- * (decode at depth), and walked by one thread when there are many (prefill). */
+ * The positions are cut into segments of 16 pages at fixed places. Within a segment pages are taken
+ * in order with a running maximum; segments are merged in order. So a token's result does not
+ * depend on how many threads or neighbours there are: a long segment list is shared by threads when
+ * rows are few (decode at depth), and walked by one thread when there are many (prefill). */
 #include "../kernels_cpu/exp.h"
 #include "../kernels_cpu/pass.h"
 
@@ -50,8 +51,7 @@ static linnet_status load(loader *l, int layer, void **weights, linnet_error *er
             size_t rows = all_three[i].rows;
             matrix *m = all_three[i].m;
             if ((s = load_matrix(l, layer, all_three[i].weight, rows, 0, rows, d, m, err)) ||
-                (s = load_vector(l, layer, all_three[i].bias, true, rows, 0, rows,
-                                 &m->bias, err)))
+                (s = load_vector(l, layer, all_three[i].bias, true, rows, 0, rows, &m->bias, err)))
                 return s;
         }
     }
@@ -88,7 +88,8 @@ static void place_row(pass *p, const softmax_weights *w, int layer, size_t r) {
     for (int h = 0; h < c->n_heads; h++, q += hd) {
         if (w->q_norm) p->k->rms_norm(q, q, w->q_norm, hd, c->norm_eps);
         if (c->rope != ROPE_NONE) rotate(c, q, cos, sin);
-        for (size_t i = 0; i < hd; i++) q[i] *= scale;
+        for (size_t i = 0; i < hd; i++)
+            q[i] *= scale;
     }
     for (int h = 0; h < c->n_kv_heads; h++, k += hd, v += hd) {
         if (w->k_norm) p->k->rms_norm(k, k, w->k_norm, hd, c->norm_eps);
@@ -113,11 +114,13 @@ static void attend_segment(pass *p, int layer, const tile *t, int segment, atten
     int group = c->n_heads / c->n_kv_heads, window = p->m->layers[layer].window;
     size_t padded = round_up(c->head_dim, 16), n = (t->last - t->first) * (size_t)group;
     attend_query queries[ATTEND_TILE];
-    for (size_t i = 0; i < n; i++) sums[i] = (attend_sum){-INFINITY, 0};
+    for (size_t i = 0; i < n; i++)
+        sums[i] = (attend_sum){-INFINITY, 0};
     memset(out, 0, n * padded * sizeof(float));
     int end = p->rows[t->last - 1].position + 1; /* rows of a session are in order */
     int first = p->rows[t->first].position;
-    int from = segment * ATTEND_SEGMENT, to = from + ATTEND_SEGMENT < end ? from + ATTEND_SEGMENT : end;
+    int from = segment * ATTEND_SEGMENT,
+        to = from + ATTEND_SEGMENT < end ? from + ATTEND_SEGMENT : end;
     if (window && first - window + 1 > from) from = (first - window + 1) / PAGE * PAGE;
     for (int at = from; at < to; at += PAGE) {
         int used = 0;
@@ -145,7 +148,8 @@ static void merge(attend_sum *total, float *out, const attend_sum *part, const f
     float keep = exp_f32(total->max - max), add = exp_f32(part->max - max);
     total->max = max;
     total->sum = total->sum * keep + part->sum * add;
-    for (size_t d = 0; d < n; d++) out[d] = out[d] * keep + part_out[d] * add;
+    for (size_t d = 0; d < n; d++)
+        out[d] = out[d] * keep + part_out[d] * add;
 }
 
 static void store(pass *p, const tile *t, size_t i, const attend_sum *sum, const float *out) {
@@ -153,95 +157,88 @@ static void store(pass *p, const tile *t, size_t i, const attend_sum *sum, const
     int group = c->n_heads / c->n_kv_heads;
     size_t r = t->first + i / group, head = t->kv_head * group + i % group;
     float *dst = p->mixed + (r * c->n_heads + head) * c->head_dim;
-    for (int d = 0; d < c->head_dim; d++) dst[d] = out[d] / sum->sum;
+    for (int d = 0; d < c->head_dim; d++)
+        dst[d] = out[d] / sum->sum;
 }
 
-/* Rows from `first` that share a session, at most ATTEND_ROWS (fewer where groups are huge). */
-static size_t block_end(const pass *p, size_t first) {
-    const config *c = &p->m->cfg;
-    size_t most = min_size(ATTEND_ROWS, max_size(1, ATTEND_TILE / (c->n_heads / c->n_kv_heads)));
-    size_t end = first + 1;
-    while (end < p->n && end - first < most && p->rows[end].session == p->rows[first].session) end++;
-    return end;
+static size_t segments_of(const pass *p, size_t row) {
+    return (size_t)p->rows[row].position / ATTEND_SEGMENT + 1;
 }
 
-static int segments_of(const pass *p, size_t last_row) {
-    return p->rows[last_row].position / ATTEND_SEGMENT + 1;
-}
-
-/* Many rows: every (block of rows, KV head) is a unit that one thread takes through all segments. */
+/* Many rows: every (block of rows, KV head) is a unit, which one thread takes through all segments.
+ */
 static void attend_rows(pass *p, int layer, int thread) {
     const config *c = &p->m->cfg;
     size_t group = (size_t)(c->n_heads / c->n_kv_heads), padded = round_up(c->head_dim, 16);
-    size_t most = ATTEND_ROWS * group, unit = 0;
-    if (most > ATTEND_TILE) most = max_size(ATTEND_TILE / group, 1) * group;
-    float *total = p->attend_out + (size_t)thread * 2 * most * padded, *part = total + most * padded;
-    attend_sum *totals = p->attend_sums + (size_t)thread * 2 * most, *parts = totals + most;
-    for (size_t first = 0, last; first < p->n; first = last) {
-        last = block_end(p, first);
-        for (int h = 0; h < c->n_kv_heads; h++, unit++) {
-            if (unit % (size_t)team_width(p->team) != (size_t)thread) continue;
-            tile t = {first, last, h};
-            size_t n = (last - first) * group;
-            for (size_t i = 0; i < n; i++) totals[i] = (attend_sum){-INFINITY, 0};
+    size_t heads = (size_t)c->n_kv_heads;
+    float *total = p->attend_out + (size_t)thread * 2 * ATTEND_TILE * padded;
+    float *part = total + ATTEND_TILE * padded;
+    attend_sum *totals = p->attend_sums + (size_t)thread * 2 * ATTEND_TILE;
+    attend_sum *parts = totals + ATTEND_TILE;
+    for (phase ph = phase_begin(p->team, thread, p->n_blocks * heads); phase_next(&ph);)
+        for (size_t u = ph.from; u < ph.to; u++) {
+            tile t = {p->blocks[u / heads], p->blocks[u / heads + 1], (int)(u % heads)};
+            size_t n = (t.last - t.first) * group;
+            for (size_t i = 0; i < n; i++)
+                totals[i] = (attend_sum){-INFINITY, 0};
             memset(total, 0, n * padded * sizeof(float));
-            for (int s = 0; s < segments_of(p, last - 1); s++) {
-                attend_segment(p, layer, &t, s, parts, part);
+            for (size_t s = 0; s < segments_of(p, t.last - 1); s++) {
+                attend_segment(p, layer, &t, (int)s, parts, part);
                 for (size_t i = 0; i < n; i++)
                     merge(&totals[i], total + i * padded, &parts[i], part + i * padded, padded);
             }
-            for (size_t i = 0; i < n; i++) store(p, &t, i, &totals[i], total + i * padded);
+            for (size_t i = 0; i < n; i++)
+                store(p, &t, i, &totals[i], total + i * padded);
         }
-    }
 }
 
-/* Few rows: every (row, KV head, segment) is a unit of its own; then the segments are merged. */
+/* Few rows: every (row, KV head, segment) is a unit of its own, results at [unit][head of the
+ * group]; then the segments are merged. Segment s of row r and KV head h is unit (S h + s) of those
+ * that start at S n_kv_heads r, S the segments of the deepest row. */
 static void attend_split(pass *p, int layer, int thread) {
     const config *c = &p->m->cfg;
     size_t group = (size_t)(c->n_heads / c->n_kv_heads), padded = round_up(c->head_dim, 16);
-    size_t width = (size_t)team_width(p->team);
-    for (int merging = 0; merging < 2; merging++) {
-        size_t unit = 0, base = 0;
-        for (size_t r = 0; r < p->n; r++) {
-            int segments = segments_of(p, r);
-            for (int h = 0; h < c->n_kv_heads; h++) {
-                tile t = {r, r + 1, h};
-                if (merging && unit++ % width == (size_t)thread) {
-                    for (size_t i = 0; i < group; i++) {
-                        attend_sum total = {-INFINITY, 0}, *sums = p->attend_sums + base + i;
-                        float out[MAX_HEAD_DIM] = {0}, *parts = p->attend_out + (base + i) * padded;
-                        for (int s = 0; s < segments; s++)
-                            merge(&total, out, sums + s * group, parts + s * group * padded, padded);
-                        store(p, &t, i, &total, out);
-                    }
+    size_t heads = (size_t)c->n_kv_heads, deepest = 0;
+    for (size_t r = 0; r < p->n; r++)
+        deepest = max_size(deepest, segments_of(p, r));
+    for (phase ph = phase_begin(p->team, thread, p->n * heads * deepest); phase_next(&ph);)
+        for (size_t u = ph.from; u < ph.to; u++) {
+            tile t = {u / deepest / heads, u / deepest / heads + 1, (int)(u / deepest % heads)};
+            if (u % deepest < segments_of(p, t.first))
+                attend_segment(p, layer, &t, (int)(u % deepest), p->attend_sums + u * group,
+                               p->attend_out + u * group * padded);
+        }
+    for (phase ph = phase_begin(p->team, thread, p->n * heads); phase_next(&ph);)
+        for (size_t v = ph.from; v < ph.to; v++) {
+            tile t = {v / heads, v / heads + 1, (int)(v % heads)};
+            for (size_t i = 0; i < group; i++) {
+                attend_sum total = {-INFINITY, 0};
+                float out[MAX_HEAD_DIM] = {0};
+                for (size_t s = 0; s < segments_of(p, t.first); s++) {
+                    size_t at = (v * deepest + s) * group + i;
+                    merge(&total, out, &p->attend_sums[at], p->attend_out + at * padded, padded);
                 }
-                for (int s = 0; s < segments; s++, base += group)
-                    if (!merging && unit++ % width == (size_t)thread)
-                        attend_segment(p, layer, &t, s, p->attend_sums + base,
-                                       p->attend_out + base * padded);
+                store(p, &t, i, &total, out);
             }
         }
-        if (!merging) team_barrier(p->team);
-    }
 }
 
 static void forward(pass *p, int layer, int thread) {
     const layer_weights *L = &p->m->layers[layer];
     const softmax_weights *w = L->mixer_weights;
     const config *c = &p->m->cfg;
-    size_t from, to, q = (size_t)c->n_heads * c->head_dim, kv = (size_t)c->n_kv_heads * c->head_dim;
+    size_t q = (size_t)c->n_heads * c->head_dim, kv = (size_t)c->n_kv_heads * c->head_dim;
     const product qkv[] = {{&w->wq, p->q, q, GEMM_STORE},
                            {&w->wk, p->key, kv, GEMM_STORE},
                            {&w->wv, p->value, kv, GEMM_STORE}};
     pass_norm_products(p, thread, &L->attn_norm, qkv, 3);
-    team_share(p->team, thread, p->n, &from, &to);
-    for (size_t r = from; r < to; r++) place_row(p, w, layer, r);
-    team_barrier(p->team);
+    for (phase ph = phase_begin(p->team, thread, p->n); phase_next(&ph);)
+        for (size_t r = ph.from; r < ph.to; r++)
+            place_row(p, w, layer, r);
     if (p->split_attention)
         attend_split(p, layer, thread);
     else
         attend_rows(p, layer, thread);
-    team_barrier(p->team);
     const product o = {&w->wo, p->x, (size_t)c->n_embd, GEMM_ADD};
     pass_products(p, thread, p->mixed, q, &o, 1);
 }

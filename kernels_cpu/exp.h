@@ -6,9 +6,9 @@
 #include <stdint.h>
 #include <string.h>
 
-/* exp(x) to within 1 ulp or so: x = n ln 2 + r, |r| <= ln(2)/2, Taylor to degree 7 (its remainder is
- * below half an ulp), then n goes into the exponent. Below -87 it is 0, above 88 it stays at e^88;
- * NaN stays NaN. The vector files do the same steps. */
+/* exp(x) to within 1 ulp or so: x = n ln 2 + r, |r| <= ln(2)/2, Taylor to degree 7 (its remainder
+ * is below half an ulp), then n goes into the exponent. Below -87 it is 0, above 88 it stays at
+ * e^88; NaN stays NaN. The vector files do the same steps. */
 static inline float exp_f32(float x) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     float clamped = x < -87.0f ? -87.0f : x;

@@ -1,12 +1,13 @@
-/* The CPU's forward pass: pieces of at most PIECE rows (tokens of any sessions), layer by layer, then the
- * logits that were asked for. Adding a mixer does not touch this file. */
+/* The CPU's forward pass: pieces of at most PIECE rows (tokens of any sessions), layer by layer,
+ * then the logits that were asked for. Adding a mixer does not touch this file. */
 #include "pass.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- Scratch ------------------------------------------------------------------------------------ */
+/* ---- Scratch ------------------------------------------------------------------------------------
+ */
 
 struct scratch {
     size_t rows, partials; /* what the buffers are large enough for */
@@ -64,7 +65,7 @@ static size_t partials_of(const linnet_model *m, int team, size_t n, size_t last
     size_t units = (n + ATTEND_ROWS - 1) / ATTEND_ROWS * (size_t)c->n_kv_heads;
     *split = units < 4 * threads && n <= 4 * threads;
     if (*split) return n * (size_t)c->n_heads * (last / ATTEND_SEGMENT + 1);
-    return threads * 2 * max_size(ATTEND_TILE, (size_t)(c->n_heads / c->n_kv_heads));
+    return threads * 2 * ATTEND_TILE;
 }
 
 static linnet_status scratch_fit(linnet_model *m, size_t rows, size_t partials, linnet_error *err) {
@@ -99,11 +100,12 @@ uint64_t forward_activation_bytes(const linnet_model *m, size_t rows) {
     return lay_out(m, rows, partials, threads, NULL, NULL);
 }
 
-/* ---- Steps -------------------------------------------------------------------------------------- */
+/* ---- Steps --------------------------------------------------------------------------------------
+ */
 
 /* What the products' matrices want to read, for row c from `src`, blocks [b0, b1). */
-static void quantize_row_blocks(pass *p, const activations *a, size_t c, const float *src, size_t b0,
-                                size_t b1) {
+static void quantize_row_blocks(pass *p, const activations *a, size_t c, const float *src,
+                                size_t b0, size_t b1) {
     p->k->quantize(a, c, src, b0, b1, p->m->act == LINNET_ACT_Q8 ? 127.0f : 32767.0f);
 }
 
@@ -122,35 +124,42 @@ static activations input_for(const pass *p, size_t cols, const product *products
     return a;
 }
 
-static void multiply(pass *p, int thread, const activations *a, const product *products, size_t n) {
-    size_t total = 0, from, to, at = 0;
-    for (size_t i = 0; i < n; i++)
-        total += round_up(products[i].w->rows, PANEL) / PANEL * products[i].w->panel_bytes;
-    team_share(p->team, thread, total, &from, &to);
-    for (size_t i = 0; i < n; i++) {
-        const matrix *w = products[i].w;
-        size_t bytes = w->panel_bytes, panels = round_up(w->rows, PANEL) / PANEL;
-        /* a panel belongs to the thread whose share its first byte is in */
-        size_t p0 = from > at ? (from - at + bytes - 1) / bytes : 0;
-        size_t p1 = to > at ? (to - at + bytes - 1) / bytes : 0;
-        p0 = min_size(p0, panels), p1 = min_size(p1, panels);
-        if (p0 < p1) p->k->gemm(w, p0, p1, a, products[i].y, products[i].ldy, products[i].mode);
-        at += panels * bytes;
-    }
-    team_barrier(p->team);
+static size_t panels_of(const product *x) {
+    return (x->w->rows + PANEL - 1) / PANEL;
 }
+
+/* One phase over the panels of all products, as if they stood below each other. */
+static void multiply(pass *p, int thread, const activations *a, const product *products, size_t n) {
+    size_t total = 0;
+    for (size_t i = 0; i < n; i++)
+        total += panels_of(&products[i]);
+    for (phase ph = phase_begin(p->team, thread, total); phase_next(&ph);) {
+        size_t at = 0; /* panels before product i */
+        for (size_t i = 0; i < n; at += panels_of(&products[i++])) {
+            const product *x = &products[i];
+            size_t from = max_size(ph.from, at), to = min_size(ph.to, at + panels_of(x));
+            if (from < to) p->k->gemm(x->w, from - at, to - at, a, x->y, x->ldy, x->mode);
+        }
+    }
+}
+
+/* A phase over blocks of 32 columns of [n, cols] rows: calls body with row `r` and blocks [b, b +
+ * run). */
+#define FOR_BLOCKS(cols, r, b, run, body)                                                          \
+    do {                                                                                           \
+        size_t blocks = ((cols) + BLOCK - 1) / BLOCK;                                              \
+        for (phase ph = phase_begin(p->team, thread, p->n * blocks); phase_next(&ph);)             \
+            for (size_t run; ph.from < ph.to; ph.from += run) {                                    \
+                size_t r = ph.from / blocks, b = ph.from % blocks;                                 \
+                run = min_size(blocks - b, ph.to - ph.from);                                       \
+                body;                                                                              \
+            }                                                                                      \
+    } while (0)
 
 void pass_products(pass *p, int thread, const float *src, size_t cols, const product *products,
                    size_t n_products) {
     activations a = input_for(p, cols, products, n_products);
-    size_t blocks = (cols + BLOCK - 1) / BLOCK, from, to;
-    team_share(p->team, thread, p->n * blocks, &from, &to);
-    while (from < to) {
-        size_t c = from / blocks, b0 = from % blocks, b1 = min_size(blocks, b0 + to - from);
-        quantize_row_blocks(p, &a, c, src + c * cols, b0, b1);
-        from += b1 - b0;
-    }
-    team_barrier(p->team);
+    FOR_BLOCKS(cols, r, b, run, quantize_row_blocks(p, &a, r, src + r * cols, b, b + run));
     multiply(p, thread, &a, products, n_products);
 }
 
@@ -164,42 +173,47 @@ static void normalize(const pass *p, const norm *w, const float *x, float *out) 
 
 void pass_norm_products(pass *p, int thread, const norm *w, const product *products,
                         size_t n_products) {
-    size_t d = (size_t)p->m->cfg.n_embd, from, to;
+    size_t d = (size_t)p->m->cfg.n_embd;
     activations a = input_for(p, d, products, n_products);
     float *h = p->norm_row + (size_t)thread * d;
-    team_share(p->team, thread, p->n, &from, &to);
-    for (size_t r = from; r < to; r++) {
-        normalize(p, w, p->x + r * d, h);
-        quantize_row_blocks(p, &a, r, h, 0, (d + BLOCK - 1) / BLOCK);
-    }
-    team_barrier(p->team);
+    for (phase ph = phase_begin(p->team, thread, p->n); phase_next(&ph);)
+        for (size_t r = ph.from; r < ph.to; r++) {
+            normalize(p, w, p->x + r * d, h);
+            quantize_row_blocks(p, &a, r, h, 0, (d + BLOCK - 1) / BLOCK);
+        }
     multiply(p, thread, &a, products, n_products);
+}
+
+/* Input of the down projection: silu(gate) * up or gelu(up), and its quantization, block by block.
+ */
+static void activate(pass *p, const activations *a, size_t r, size_t b, size_t run) {
+    const config *c = &p->m->cfg;
+    size_t ff = (size_t)c->n_ff, at = r * ff + b * BLOCK, n = min_size(run * BLOCK, ff - b * BLOCK);
+    if (c->ffn == FFN_SILU_GATED)
+        p->k->silu_mul(p->gate + at, p->up + at, n);
+    else
+        p->k->gelu(p->gate + at, n);
+    quantize_row_blocks(p, a, r, p->gate + r * ff, b, b + run);
 }
 
 static void feed_forward(pass *p, int thread, const layer_weights *l) {
     const config *c = &p->m->cfg;
-    size_t ff = (size_t)c->n_ff, from, to;
-    bool gated = c->ffn == FFN_SILU_GATED;
-    const product in[] = {{&l->w_gate, p->gate, ff, GEMM_STORE}, {&l->w_up, p->up, ff, GEMM_STORE}};
-    pass_norm_products(p, thread, &l->ffn_norm, gated ? in : &(product){&l->w_up, p->gate, ff, 0},
-                       gated ? 2 : 1);
-    /* by blocks of 32, as the quantization that follows shares them: no barrier between */
-    size_t blocks = (ff + BLOCK - 1) / BLOCK;
-    team_share(p->team, thread, p->n * blocks, &from, &to);
-    while (from < to) {
-        size_t r = from / blocks, b = from % blocks, run = min_size(blocks - b, to - from);
-        size_t at = r * ff + b * BLOCK, n = min_size(run * BLOCK, ff - b * BLOCK);
-        if (gated)
-            p->k->silu_mul(p->gate + at, p->up + at, n);
-        else
-            p->k->gelu(p->gate + at, n);
-        from += run;
-    }
+    size_t ff = (size_t)c->n_ff;
+    const product gated[] = {{&l->w_gate, p->gate, ff, GEMM_STORE},
+                             {&l->w_up, p->up, ff, GEMM_STORE}};
+    const product plain[] = {{&l->w_up, p->gate, ff, GEMM_STORE}};
     const product down = {&l->w_down, p->x, (size_t)c->n_embd, GEMM_ADD};
-    pass_products(p, thread, p->gate, ff, &down, 1);
+    if (c->ffn == FFN_SILU_GATED)
+        pass_norm_products(p, thread, &l->ffn_norm, gated, 2);
+    else
+        pass_norm_products(p, thread, &l->ffn_norm, plain, 1);
+    activations a = input_for(p, ff, &down, 1);
+    FOR_BLOCKS(ff, r, b, run, activate(p, &a, r, b, run));
+    multiply(p, thread, &a, &down, 1);
 }
 
-/* ---- One piece ---------------------------------------------------------------------------------- */
+/* ---- One piece ----------------------------------------------------------------------------------
+ */
 
 static linnet_status embed(linnet_model *m, const row *row, float *x, linnet_error *err) {
     size_t d = (size_t)m->cfg.n_embd;
@@ -211,7 +225,8 @@ static linnet_status embed(linnet_model *m, const row *row, float *x, linnet_err
     if (!m->positions) return LINNET_OK;
     float *position = m->scratch->pass.norm_row; /* idle until the layers run */
     if ((s = read_row(m->file, m->positions, (uint64_t)row->position, position, d, err))) return s;
-    for (size_t i = 0; i < d; i++) x[i] += position[i];
+    for (size_t i = 0; i < d; i++)
+        x[i] += position[i];
     return LINNET_OK;
 }
 
@@ -227,13 +242,10 @@ static void rope_row(const config *c, int position, float *cos_out, float *sin_o
 static void run_layers(void *arg, int thread) {
     pass *p = arg;
     const linnet_model *m = p->m;
-    size_t from, to;
-    team_share(p->team, thread, p->n, &from, &to);
-    for (size_t r = from; r < to; r++) {
-        size_t half = (size_t)m->cfg.rope_dim / 2;
-        rope_row(&m->cfg, p->rows[r].position, p->cos + r * half, p->sin + r * half);
-    }
-    team_barrier(p->team);
+    size_t half = (size_t)m->cfg.rope_dim / 2;
+    for (phase ph = phase_begin(p->team, thread, p->n); phase_next(&ph);)
+        for (size_t r = ph.from; r < ph.to; r++)
+            rope_row(&m->cfg, p->rows[r].position, p->cos + r * half, p->sin + r * half);
     for (int l = 0; l < m->cfg.n_layers; l++) {
         m->layers[l].mixer->forward(p, l, thread);
         feed_forward(p, thread, &m->layers[l]);
@@ -250,7 +262,8 @@ static void run_output(void *arg, int thread) {
 
 static bool all_finite(const float *x, size_t n) {
     float sum = 0; /* 0 * x is NaN for NaN and infinity */
-    for (size_t i = 0; i < n; i++) sum += 0.0f * x[i];
+    for (size_t i = 0; i < n; i++)
+        sum += 0.0f * x[i];
     return sum == 0;
 }
 
@@ -263,10 +276,11 @@ static linnet_status deliver(pass *p, linnet_item *items, const size_t *wanted, 
         linnet_item *item = &items[r->item];
         const float *logits = p->logits + i * width;
         if (!all_finite(logits, width))
-            return fail(err, LINNET_ERR_NUMERIC,
-                        "the logits at position %d have NaN or infinite values: the model's weights "
-                        "are damaged or overflow",
-                        r->position);
+            return fail(
+                err, LINNET_ERR_NUMERIC,
+                "the logits at position %d have NaN or infinite values: the model's weights "
+                "are damaged or overflow",
+                r->position);
         if (item->want == LINNET_LOGITS_ALL && item->rows &&
             !item->rows(item->user, (size_t)r->position, 1, logits))
             return fail(err, LINNET_ERR_CANCELLED, "cancelled by the logits callback");
@@ -276,9 +290,21 @@ static linnet_status deliver(pass *p, linnet_item *items, const size_t *wanted, 
     return LINNET_OK;
 }
 
+/* Cuts rows into runs of one session, at most ATTEND_ROWS each (fewer where groups are large). */
+static size_t cut_blocks(const linnet_model *m, const row *rows, size_t n, size_t *blocks) {
+    size_t group = (size_t)(m->cfg.n_heads / m->cfg.n_kv_heads), n_blocks = 0;
+    size_t most = min_size(ATTEND_ROWS, max_size(1, ATTEND_TILE / group));
+    for (size_t r = 0; r < n; r++)
+        if (!r || r - blocks[n_blocks - 1] == most || rows[r].session != rows[r - 1].session)
+            blocks[n_blocks++] = r;
+    blocks[n_blocks] = n;
+    return n_blocks;
+}
+
 static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *rows, size_t n,
                                linnet_error *err) {
-    size_t d = (size_t)m->cfg.n_embd, last = 0, wanted[PIECE], n_wanted = 0;
+    size_t d = (size_t)m->cfg.n_embd, last = 0, n_wanted = 0;
+    size_t wanted[PIECE], blocks[PIECE + 1];
     bool split;
     for (size_t r = 0; r < n; r++) {
         last = max_size(last, (size_t)rows[r].position);
@@ -286,6 +312,7 @@ static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *r
     }
     size_t partials = partials_of(m, threads_of(m), n, last, &split);
     linnet_status s = scratch_fit(m, n, partials, err);
+    if (!s) s = team_reserve(m->team, (size_t)(m->cfg.n_layers + 1) * PHASES_PER_LAYER, err);
     if (s) return s;
     pass *p = &m->scratch->pass;
     p->m = m;
@@ -293,6 +320,8 @@ static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *r
     p->k = m->kernels;
     p->rows = rows;
     p->n = n;
+    p->blocks = blocks;
+    p->n_blocks = cut_blocks(m, rows, n, blocks);
     p->split_attention = split;
     for (size_t r = 0; r < n; r++)
         if ((s = embed(m, &rows[r], p->x + r * d, err))) return s;
@@ -313,7 +342,8 @@ linnet_status forward_cpu(linnet_model *m, linnet_item *items, size_t n_items,
                           linnet_progress_fn progress, void *user, linnet_error *err) {
     row rows[PIECE];
     size_t n = 0, done = 0, total = 0;
-    for (size_t i = 0; i < n_items; i++) total += items[i].n_tokens;
+    for (size_t i = 0; i < n_items; i++)
+        total += items[i].n_tokens;
     for (size_t i = 0; i < n_items; i++) {
         linnet_session *s = items[i].session;
         for (size_t t = 0; t < items[i].n_tokens; t++) {

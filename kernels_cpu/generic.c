@@ -1,5 +1,5 @@
-/* The kernels in plain C, one number at a time: the oracle for the vector files, and what runs on a CPU
- * without them. Contracts and layouts: kernels.h. */
+/* The kernels in plain C, one number at a time: the oracle for the vector files, and what runs on a
+ * CPU without them. Contracts and layouts: kernels.h. */
 #include "exp.h"
 #include "kernels.h"
 
@@ -11,19 +11,22 @@ static float fold(const float *lanes) {
     float s[16];
     memcpy(s, lanes, sizeof s);
     for (int width = 8; width; width /= 2)
-        for (int i = 0; i < width; i++) s[i] += s[i + width];
+        for (int i = 0; i < width; i++)
+            s[i] += s[i + width];
     return s[0];
 }
 
 static float dot_f32(const lane_block *w, const float *x) {
     float t = 0;
-    for (int k = 0; k < BLOCK; k++) t = fmaf(w->f[k], x[k], t);
+    for (int k = 0; k < BLOCK; k++)
+        t = fmaf(w->f[k], x[k], t);
     return t;
 }
 
 static int32_t dot_i16(const int16_t *w, const int16_t *x, int n) {
     int32_t sum = 0;
-    for (int k = 0; k < n; k++) sum += (int32_t)w[k] * x[k];
+    for (int k = 0; k < n; k++)
+        sum += (int32_t)w[k] * x[k];
     return sum;
 }
 
@@ -99,15 +102,18 @@ static void quantize(const activations *a, size_t c, const float *x, size_t b0, 
 
 static void rms_norm(float *out, const float *x, const float *w, size_t n, float eps) {
     float lanes[16] = {0};
-    for (size_t i = 0; i < n; i++) lanes[i % 16] = fmaf(x[i], x[i], lanes[i % 16]);
+    for (size_t i = 0; i < n; i++)
+        lanes[i % 16] = fmaf(x[i], x[i], lanes[i % 16]);
     float scale = 1.0f / sqrtf(fold(lanes) / (float)n + eps);
-    for (size_t i = 0; i < n; i++) out[i] = x[i] * scale * w[i];
+    for (size_t i = 0; i < n; i++)
+        out[i] = x[i] * scale * w[i];
 }
 
 static void layer_norm(float *out, const float *x, const float *w, const float *b, size_t n,
                        float eps) {
     float lanes[16] = {0};
-    for (size_t i = 0; i < n; i++) lanes[i % 16] += x[i];
+    for (size_t i = 0; i < n; i++)
+        lanes[i % 16] += x[i];
     float mean = fold(lanes) / (float)n;
     memset(lanes, 0, sizeof lanes);
     for (size_t i = 0; i < n; i++)
@@ -120,10 +126,12 @@ static void layer_norm(float *out, const float *x, const float *w, const float *
 }
 
 static void silu_mul(float *gate, const float *up, size_t n) {
-    for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
+    for (size_t i = 0; i < n; i++)
+        gate[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
 }
 
-/* 0.5 x (1 + tanh u) = x / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3) (Hendrycks & Gimpel). */
+/* 0.5 x (1 + tanh u) = x / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3) (Hendrycks & Gimpel).
+ */
 static void gelu(float *x, size_t n) {
     for (size_t i = 0; i < n; i++) {
         float u = x[i] * fmaf(x[i] * x[i], 0.0713548163f, 1.59576912f);
@@ -132,14 +140,18 @@ static void gelu(float *x, size_t n) {
 }
 
 static void to_f16(uint16_t *out, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) out[i] = f32_to_f16(x[i]);
+    for (size_t i = 0; i < n; i++)
+        out[i] = f32_to_f16(x[i]);
 }
 
 static float kv_value(kv_kind kind, const void *p, size_t i) {
     switch (kind) {
-    case KV_F16: return f16_to_f32(((const uint16_t *)p)[i]);
-    case KV_F32: return ((const float *)p)[i];
-    default: return (float)((const int8_t *)p)[i];
+    case KV_F16:
+        return f16_to_f32(((const uint16_t *)p)[i]);
+    case KV_F32:
+        return ((const float *)p)[i];
+    default:
+        return (float)((const int8_t *)p)[i];
     }
 }
 

@@ -28,13 +28,11 @@
  *
  * ## Activations
  * A matrix product reads its input block-major, so that one block of many columns is contiguous
- * (here n = rows of activations = columns of the product). Matrices of float types take f, quantized
- * ones take q, or f where there is no q:
- *   f [K/32][n][32] float32
- *   q [K/32][n][32] int16 with x ~ scale*q, |q| <= 32767 (127 for 8-bit activations);
- *   scale [K/32][n]; scaled_sum [K/32][n] = scale * sum of q
- * 16-bit products are summed exactly in int32 (|w| <= 128, 32 terms), so there is one rounding per
- * block, and quantized activations cost 2^-16 of their block's largest value.
+ * (here n = rows of activations = columns of the product). Matrices of float types take f,
+ * quantized ones take q, or f where there is no q: f [K/32][n][32] float32 q [K/32][n][32] int16
+ * with x ~ scale*q, |q| <= 32767 (127 for 8-bit activations); scale [K/32][n]; scaled_sum [K/32][n]
+ * = scale * sum of q 16-bit products are summed exactly in int32 (|w| <= 128, 32 terms), so there
+ * is one rounding per block, and quantized activations cost 2^-16 of their block's largest value.
  */
 #ifndef KERNELS_H
 #define KERNELS_H
@@ -57,7 +55,8 @@ typedef struct {
     dtype type;
 } matrix;
 
-/* Input of a matrix product, see above; `f` is NULL or `q` is (then the rest is too), or neither. */
+/* Input of a matrix product, see above; `f` is NULL or `q` is (then the rest is too), or neither.
+ */
 typedef struct {
     size_t n, cols;
     float *f;
@@ -75,8 +74,8 @@ typedef struct {
 
 typedef enum { KV_F16, KV_F32, KV_Q8_0 } kv_kind;
 
-/* One KV head of a page: K transposed [head_dim][64], V [64][head_dim_padded]; with KV_Q8_0 int8 and
- * f16 scales kd [head_dim/32][64], vd [64][head_dim/32]. */
+/* One KV head of a page: K transposed [head_dim][64], V [64][head_dim_padded]; with KV_Q8_0 int8
+ * and f16 scales kd [head_dim/32][64], vd [64][head_dim/32]. */
 typedef struct {
     const void *k, *v;
     const uint16_t *kd, *vd;
@@ -95,8 +94,8 @@ typedef struct {
     /* y[c * ldy + r] = (ADD: y +) sum_k W[r,k] x[c,k] + bias[r] for rows of panels [p0, p1). */
     void (*gemm)(const matrix *w, size_t p0, size_t p1, const activations *x, float *y, size_t ldy,
                  gemm_mode mode);
-    /* Row c of `a` from x [cols], blocks [b0, b1), to f and q as far as they are there; `limit` of |q|
-     * is 32767 or 127. Columns past a->cols are zero. */
+    /* Row c of `a` from x [cols], blocks [b0, b1), to f and q as far as they are there; `limit` of
+     * |q| is 32767 or 127. Columns past a->cols are zero. */
     void (*quantize)(const activations *a, size_t c, const float *x, size_t b0, size_t b1,
                      float limit);
     /* out = x / sqrt(mean(x^2) + eps) * w; sums in double, 16 interleaved partial sums. */
@@ -105,15 +104,15 @@ typedef struct {
     void (*layer_norm)(float *out, const float *x, const float *w, const float *b, size_t n,
                        float eps);
     void (*silu_mul)(float *gate, const float *up, size_t n); /* gate = silu(gate) * up */
-    void (*gelu)(float *x, size_t n); /* tanh form, GPT-2's gelu_new */
+    void (*gelu)(float *x, size_t n);                         /* tanh form, GPT-2's gelu_new */
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
     /* Advances each query over one page (online softmax, Milakov & Gimelshein 2018). */
     void (*attend)(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
                    int n_queries);
 } kernels;
 
-/* "auto" or NULL picks the best this CPU has; otherwise the one named, an error if it is not known or
- * not here. */
+/* "auto" or NULL picks the best this CPU has; otherwise the one named, an error if it is not known
+ * or not here. */
 linnet_status kernels_select(const char *isa, const kernels **out, linnet_error *err);
 extern const kernels kernels_generic;
 #ifdef __x86_64__
@@ -121,8 +120,8 @@ extern const kernels kernels_avx2, kernels_avx512;
 #endif
 
 /* pack.c */
-size_t packed_block_bytes(dtype type);                /* of one panel: per 32 columns (256 for K) */
-size_t packed_panel_bytes(dtype type, size_t cols);   /* of one panel */
+size_t packed_block_bytes(dtype type);              /* of one panel: per 32 columns (256 for K) */
+size_t packed_panel_bytes(dtype type, size_t cols); /* of one panel */
 /* `rows` (1..16) consecutive rows in GGUF layout, `stride` bytes apart, to one panel. */
 void pack_panel(dtype type, const void *src, size_t stride, size_t rows, size_t cols, void *panel);
 /* One row's 32 columns of a panel: w[k] = d[k/16] * q[k] + m, or f[k] for float types. */
@@ -134,7 +133,9 @@ typedef struct {
 static inline bool is_float_type(dtype t) {
     return t == DTYPE_F32 || t == DTYPE_F16 || t == DTYPE_BF16;
 }
-static inline bool reads_f32(dtype t, const activations *x) { return is_float_type(t) || !x->q; }
+static inline bool reads_f32(dtype t, const activations *x) {
+    return is_float_type(t) || !x->q;
+}
 void packed_lane(dtype type, const uint8_t *panel, size_t block, size_t lane, lane_block *out);
 void lane_to_f32(dtype type, lane_block *lane); /* fills f from d, q, m */
 /* Row r of a packed matrix as float32, for embeddings of tied models. */

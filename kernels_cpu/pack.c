@@ -4,25 +4,35 @@
 
 #include <string.h>
 
-/* Bytes before the blocks of 32 of each unit (a block, or 256 columns of a K type), and bytes of each
- * block of 32. */
+/* Bytes before the blocks of 32 of each unit (a block, or 256 columns of a K type), and bytes of
+ * each block of 32. */
 typedef struct {
     size_t head, body, per_unit;
 } packed_layout;
 
 static packed_layout layout_of(dtype type) {
     switch (type) {
-    case DTYPE_F32: return (packed_layout){0, 2048, 1};
+    case DTYPE_F32:
+        return (packed_layout){0, 2048, 1};
     case DTYPE_F16:
-    case DTYPE_BF16: return (packed_layout){0, 1024, 1};
-    case DTYPE_Q8_0: return (packed_layout){32, 512, 1};
-    case DTYPE_Q4_0: return (packed_layout){32, 256, 1};
-    case DTYPE_Q4_1: return (packed_layout){64, 256, 1};
-    case DTYPE_Q5_0: return (packed_layout){32, 320, 1};
-    case DTYPE_Q5_1: return (packed_layout){64, 320, 1};
-    case DTYPE_Q4_K: return (packed_layout){64 + 192, 256, 8};
-    case DTYPE_Q5_K: return (packed_layout){64 + 192, 320, 8};
-    case DTYPE_Q6_K: return (packed_layout){32 + 256, 384, 8};
+    case DTYPE_BF16:
+        return (packed_layout){0, 1024, 1};
+    case DTYPE_Q8_0:
+        return (packed_layout){32, 512, 1};
+    case DTYPE_Q4_0:
+        return (packed_layout){32, 256, 1};
+    case DTYPE_Q4_1:
+        return (packed_layout){64, 256, 1};
+    case DTYPE_Q5_0:
+        return (packed_layout){32, 320, 1};
+    case DTYPE_Q5_1:
+        return (packed_layout){64, 320, 1};
+    case DTYPE_Q4_K:
+        return (packed_layout){64 + 192, 256, 8};
+    case DTYPE_Q5_K:
+        return (packed_layout){64 + 192, 320, 8};
+    case DTYPE_Q6_K:
+        return (packed_layout){32 + 256, 384, 8};
     }
     return (packed_layout){0, 0, 1};
 }
@@ -38,18 +48,21 @@ size_t packed_panel_bytes(dtype type, size_t cols) {
     return round_up(cols, unit) / unit * packed_block_bytes(type);
 }
 
-static void put_u16(uint8_t *dst, size_t lane, const uint8_t *src) { memcpy(dst + 2 * lane, src, 2); }
+static void put_u16(uint8_t *dst, size_t lane, const uint8_t *src) {
+    memcpy(dst + 2 * lane, src, 2);
+}
 
 static void put_word(uint8_t *words, size_t word, size_t lane, uint32_t v) {
     memcpy(words + (word * PANEL + lane) * 4, &v, 4);
 }
 
-/* Columns 8j..8j+7 from the low (shift 0) or high (4) nibbles of 8 bytes: nibbles 0,4,1,5,2,6,3,7. */
+/* Columns 8j..8j+7 from the low (shift 0) or high (4) nibbles of 8 bytes: nibbles 0,4,1,5,2,6,3,7.
+ */
 static uint32_t nibble_word(const uint8_t *s, int shift) {
     uint64_t v;
     memcpy(&v, s, 8);
     v = v >> shift & 0x0f0f0f0f0f0f0f0fu;
-    v |= v >> 12;                            /* each even byte now holds columns i, i+2 of a four */
+    v |= v >> 12; /* each even byte now holds columns i, i+2 of a four */
     uint32_t even = (v & 0xff) | (v >> 24 & 0xff00);
     uint32_t odd = (v >> 8 & 0xff) | (v >> 32 & 0xff00);
     return even | odd << 16;
@@ -96,7 +109,8 @@ static void pack_unit(dtype type, const uint8_t *s, size_t lane, uint8_t *u) {
         size_t head = type == DTYPE_Q5_0 ? 2 : 4;
         uint32_t high;
         memcpy(&high, s + head, 4);
-        for (size_t h = 0; h < head / 2; h++) put_u16(u + 32 * h, lane, s + 2 * h);
+        for (size_t h = 0; h < head / 2; h++)
+            put_u16(u + 32 * h, lane, s + 2 * h);
         put_nibbles(u + 16 * head, lane, s + head + 4);
         put_word(u + 16 * head + 256, 0, lane, unshuffle(high));
         break;
@@ -107,14 +121,16 @@ static void pack_unit(dtype type, const uint8_t *s, size_t lane, uint8_t *u) {
         size_t body = layout_of(type).body;
         put_u16(u, lane, s);
         put_u16(u + 32, lane, s + 2);
-        for (int i = 0; i < 12; i++) u[64 + i * PANEL + lane] = s[4 + i];
+        for (int i = 0; i < 12; i++)
+            u[64 + i * PANEL + lane] = s[4 + i];
         for (int b = 0; b < 8; b++) {
             uint8_t *block = u + 256 + b * body;
             for (int j = 0; j < 4; j++)
                 put_word(block, j, lane, nibble_word(qs + b / 2 * 32 + 8 * j, b % 2 * 4));
             if (type == DTYPE_Q4_K) continue;
             uint32_t high = 0;
-            for (int k = 0; k < 32; k++) high |= (uint32_t)(qh[k] >> b & 1) << k;
+            for (int k = 0; k < 32; k++)
+                high |= (uint32_t)(qh[k] >> b & 1) << k;
             put_word(block + 256, 0, lane, unshuffle(high));
         }
         break;
@@ -122,7 +138,8 @@ static void pack_unit(dtype type, const uint8_t *s, size_t lane, uint8_t *u) {
     case DTYPE_Q6_K: {
         const uint8_t *ql = s, *qh = s + 128, *scales = s + 192;
         put_u16(u, lane, s + 208);
-        for (int i = 0; i < 16; i++) u[32 + i * PANEL + lane] = scales[i];
+        for (int i = 0; i < 16; i++)
+            u[32 + i * PANEL + lane] = scales[i];
         for (int b = 0; b < 8; b++) {
             uint8_t *block = u + 288 + b * 384;
             int half = b / 4, quarter = b % 4; /* 128 columns each; 32 of them */
@@ -139,7 +156,8 @@ static void pack_unit(dtype type, const uint8_t *s, size_t lane, uint8_t *u) {
         }
         break;
     }
-    default: break;
+    default:
+        break;
     }
 }
 
@@ -150,9 +168,11 @@ void pack_panel(dtype type, const void *src, size_t stride, size_t rows, size_t 
     for (size_t r = 0; r < rows; r++) {
         const uint8_t *s = (const uint8_t *)src + r * stride;
         if (type == DTYPE_F32) {
-            for (size_t k = 0; k < cols; k++) memcpy(out + (k * PANEL + r) * 4, s + 4 * k, 4);
+            for (size_t k = 0; k < cols; k++)
+                memcpy(out + (k * PANEL + r) * 4, s + 4 * k, 4);
         } else if (type == DTYPE_F16 || type == DTYPE_BF16) {
-            for (size_t k = 0; k < cols; k++) memcpy(out + (k * PANEL + r) * 2, s + 2 * k, 2);
+            for (size_t k = 0; k < cols; k++)
+                memcpy(out + (k * PANEL + r) * 2, s + 2 * k, 2);
         } else {
             const dtype_info *info = dtype_get(type);
             size_t unit = packed_block_bytes(type);
@@ -162,7 +182,8 @@ void pack_panel(dtype type, const void *src, size_t stride, size_t rows, size_t 
     }
 }
 
-/* ---- Reading single lanes back: embeddings of tied models, and the generic kernels ------------- */
+/* ---- Reading single lanes back: embeddings of tied models, and the generic kernels -------------
+ */
 
 static float lane_f16(const uint8_t *p, size_t lane) {
     uint16_t h;
@@ -194,10 +215,12 @@ void packed_lane(dtype type, const uint8_t *panel, size_t block, size_t lane, la
     out->m = 0;
     switch (type) {
     case DTYPE_F32:
-        for (int k = 0; k < 32; k++) memcpy(&out->f[k], body + (k * PANEL + lane) * 4, 4);
+        for (int k = 0; k < 32; k++)
+            memcpy(&out->f[k], body + (k * PANEL + lane) * 4, 4);
         return;
     case DTYPE_F16:
-        for (int k = 0; k < 32; k++) out->f[k] = lane_f16(body + k * 32, lane);
+        for (int k = 0; k < 32; k++)
+            out->f[k] = lane_f16(body + k * 32, lane);
         return;
     case DTYPE_BF16:
         for (int k = 0; k < 32; k++) {
@@ -220,7 +243,8 @@ void packed_lane(dtype type, const uint8_t *panel, size_t block, size_t lane, la
         }
         break;
     case DTYPE_Q4_0:
-        for (int k = 0; k < 32; k++) out->q[k] = (int16_t)(get_nibble(body, lane, k) - 8);
+        for (int k = 0; k < 32; k++)
+            out->q[k] = (int16_t)(get_nibble(body, lane, k) - 8);
         break;
     default: {
         bool five = type == DTYPE_Q5_0 || type == DTYPE_Q5_1 || type == DTYPE_Q5_K;
@@ -264,5 +288,6 @@ void packed_row(const matrix *w, size_t r, float *out) {
 
 void lane_to_f32(dtype type, lane_block *lane) {
     if (is_float_type(type)) return;
-    for (int k = 0; k < 32; k++) lane->f[k] = lane->d[k / 16] * (float)lane->q[k] + lane->m;
+    for (int k = 0; k < 32; k++)
+        lane->f[k] = lane->d[k / 16] * (float)lane->q[k] + lane->m;
 }

@@ -1,8 +1,10 @@
 /* One piece of the CPU's forward pass, and the steps that mixers build from. Every function here is
- * called by all threads of the team with the same arguments and ends at a barrier.
+ * called by all threads of the team with the same arguments and consists of phases (team.h).
  *
- * Barriers of a softmax layer: input and products of q, k, v (2), placing (1), attention (1, or 2 when
- * the sequence is split), input and product of o (2), of gate and up (2), of down (2). */
+ * Phases of a softmax layer: input and products of q, k, v (2), placing (1), attention (1, or 2
+ * when the sequence is split), input and product of o (2), of gate and up (2), of down (2). */
+enum { PHASES_PER_LAYER = 16 /* the most a layer may use */ };
+
 #ifndef PASS_H
 #define PASS_H
 
@@ -20,19 +22,21 @@ struct pass {
     const kernels *k;
     const row *rows;
     size_t n;
-    float *x;                 /* [n, n_embd] residual stream */
-    float *q, *key, *value;   /* [n, n_heads*head_dim], [n, n_kv_heads*head_dim] twice */
-    float *mixed;             /* [n, n_heads*head_dim] what the mixer hands to its output matrix */
-    float *gate, *up;         /* [n, n_ff] */
-    float *norm_row;          /* [team size, n_embd] one normalized row per thread */
-    float *cos, *sin;         /* [n, rope_dim/2] */
-    float *attend_out;        /* partial results of attention: per thread, or per segment if split */
+    float *x;               /* [n, n_embd] residual stream */
+    float *q, *key, *value; /* [n, n_heads*head_dim], [n, n_kv_heads*head_dim] twice */
+    float *mixed;           /* [n, n_heads*head_dim] what the mixer hands to its output matrix */
+    float *gate, *up;       /* [n, n_ff] */
+    float *norm_row;        /* [team size, n_embd] one normalized row per thread */
+    float *cos, *sin;       /* [n, rope_dim/2] */
+    float *attend_out;      /* partial results of attention: per thread, or per segment if split */
     attend_sum *attend_sums;
-    bool split_attention;     /* so few rows that the sequence is split over the team */
-    activations input;        /* of the matrix product at hand; both precisions have buffers */
-    const size_t *wanted;     /* rows of x whose logits are computed, [n_wanted] */
+    const size_t *blocks; /* [n_blocks + 1] first rows of blocks that share a session */
+    size_t n_blocks;
+    bool split_attention; /* so few rows that the sequence is split over the team */
+    activations input;    /* of the matrix product at hand; both precisions have buffers */
+    const size_t *wanted; /* rows of x whose logits are computed, [n_wanted] */
     size_t n_wanted;
-    float *logits;            /* [n_wanted, n_rows] */
+    float *logits; /* [n_wanted, n_rows] */
 };
 
 typedef struct {
@@ -42,7 +46,7 @@ typedef struct {
     gemm_mode mode;
 } product;
 
-/* y = W src (+ y) for each product, src [n, cols]; panels are shared out over the team by bytes. */
+/* y = W src (+ y) for each product, src [n, cols]; panels are shared out over the team. */
 void pass_products(pass *p, int thread, const float *src, size_t cols, const product *products,
                    size_t n_products);
 /* The same with src = norm(p->x). */

@@ -10,8 +10,7 @@ static bool cpu_has(const kernels *k) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
-    if (k == &kernels_avx2)
-        /* F16C came before AVX2; clang's builtin does not know its name */
+    if (k == &kernels_avx2) /* F16C came before AVX2; clang's builtin does not know its name */
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
     return k == &kernels_generic;
@@ -34,6 +33,6 @@ linnet_status kernels_select(const char *isa, const kernels **out, linnet_error 
     }
     if (known || !strcmp(isa, "neon"))
         return fail(err, LINNET_ERR_UNSUPPORTED, "isa %s: this CPU or build does not have it", isa);
-    return fail(err, LINNET_ERR_ARGUMENT,
-                "isa '%s': expected auto, generic, avx2, avx512 or neon", isa);
+    return fail(err, LINNET_ERR_ARGUMENT, "isa '%s': expected auto, generic, avx2, avx512 or neon",
+                isa);
 }

@@ -1,6 +1,17 @@
-/* One thread team per model. Threads come from OpenMP (libgomp keeps them between regions); the
- * barrier inside a region is our own: it spins for microseconds, then sleeps, so that a machine
- * with more runnable threads than cores does not collapse. */
+/* One thread team per model, and how it shares the work of a phase.
+ *
+ * Threads come from OpenMP, which keeps them between runs. Inside a run all threads walk through
+ * the same code; each loop over independent things is a phase:
+ *
+ *     for (phase ph = phase_begin(team, thread, n); phase_next(&ph);)
+ *         for (size_t i = ph.from; i < ph.to; i++) ...
+ *
+ * A phase ends for a thread when all n things are done, whoever did them, not when all threads have
+ * come: what one thread wrote in a phase is seen by all in the next, but a thread that lost its
+ * core holds up nobody unless it is in the middle of a piece; it passes the phases that went by
+ * without it. Each thread has its own share, taken in a few pieces, and then helps with the
+ * others'. Waiting spins for microseconds, then sleeps. Results must not depend on who does what,
+ * and so do not. */
 #ifndef TEAM_H
 #define TEAM_H
 
@@ -16,17 +27,22 @@ int team_size(const team *t);
 /* One caller at a time may use the team. */
 void team_lock(team *t);
 void team_unlock(team *t);
-/* Runs fn(arg, thread) on every thread, thread 0 being the caller's. `team_width` is how many there
- * really are during the run (OpenMP may give fewer than asked). */
+/* Makes room for runs of up to `phases` phases. */
+linnet_status team_reserve(team *t, size_t phases, linnet_error *err);
+/* Runs fn(arg, thread) on every thread, thread 0 being the caller's. */
 void team_run(team *t, void (*fn)(void *arg, int thread), void *arg);
-int team_width(const team *t);
-/* Waits for all threads of the run; what each wrote before is seen by all after. */
-void team_barrier(team *t);
-/* This thread's share [*from, *to) of n things. */
-static inline void team_share(const team *t, int thread, size_t n, size_t *from, size_t *to) {
-    size_t width = (size_t)team_width(t);
-    *from = n * (size_t)thread / width;
-    *to = n * ((size_t)thread + 1) / width;
-}
+
+typedef struct {
+    team *team;
+    struct phase_slot *slot;
+    size_t n, from, to;
+    int thread, share; /* whose share is being taken from */
+    bool busy;         /* [from, to) is in hand */
+} phase;
+
+/* Every thread of a run begins the same phases in the same order. */
+phase phase_begin(team *t, int thread, size_t n);
+/* Takes the next piece; false once the whole phase is done. */
+bool phase_next(phase *p);
 
 #endif

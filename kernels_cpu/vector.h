@@ -31,11 +31,17 @@ INLINE vi load_i(const void *p) {
     return v;
 }
 
-INLINE void store_f(float *p, vf v) { memcpy(p, &v, sizeof v); }
+INLINE void store_f(float *p, vf v) {
+    memcpy(p, &v, sizeof v);
+}
 
-INLINE vf to_float(vi v) { return __builtin_convertvector(v, vf); }
+INLINE vf to_float(vi v) {
+    return __builtin_convertvector(v, vf);
+}
 
-INLINE vf select_f(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+INLINE vf select_f(vi mask, vf yes, vf no) {
+    return (vf)((mask & (vi)yes) | (~mask & (vi)no));
+}
 
 INLINE vf bytes_to_float(const int8_t *p) {
     typedef int8_t vb __attribute__((vector_size(LANES)));
@@ -83,11 +89,13 @@ INLINE float fold(const vf lanes[HALVES]) {
     float s[16];
     memcpy(s, lanes, sizeof s);
     for (int width = 8; width; width /= 2)
-        for (int i = 0; i < width; i++) s[i] += s[i + width];
+        for (int i = 0; i < width; i++)
+            s[i] += s[i + width];
     return s[0];
 }
 
-/* ---- Matrix products --------------------------------------------------------------------------- */
+/* ---- Matrix products ---------------------------------------------------------------------------
+ */
 
 /* One block of 32 columns of LANES rows: int16 pairs, and w = d*q + m. */
 typedef struct {
@@ -114,8 +122,8 @@ INLINE void subtract(vi *pairs, int16_t offset) {
 INLINE void add_high_bits(const uint8_t *high, int half, vi *pairs) {
     vi v = load_i(high + half * sizeof(vi));
     const vi mask = V_SET1I(0x00100010);
-    UNROLL for (int p = 0; p < BLOCK / 2; p++)
-        pairs[p] |= (p < 4 ? v << (4 - p) : v >> (p - 4)) & mask;
+    UNROLL for (int p = 0; p < BLOCK / 2; p++) pairs[p] |=
+        (p < 4 ? v << (4 - p) : v >> (p - 4)) & mask;
 }
 
 INLINE vf scale_f16(const uint8_t *p, int half) {
@@ -192,7 +200,8 @@ INLINE void unpack(dtype type, const uint8_t *u, int j, int half, block *o) {
         subtract(o->pairs, 32);
         break;
     }
-    default: break;
+    default:
+        break;
     }
 }
 
@@ -245,8 +254,8 @@ INLINE void float_block(dtype type, const uint8_t *u, int half, vf *f) {
 INLINE void add_f32(const vf *f, const float *x0, int n, vf *acc) {
     vf t[4];
     UNROLL for (int c = 0; c < n; c++) t[c] = V_SET1F(0.0f);
-    UNROLL for (int k = 0; k < BLOCK; k++)
-        UNROLL for (int c = 0; c < n; c++) t[c] = V_FMA(f[k], V_SET1F(x0[c * BLOCK + k]), t[c]);
+    UNROLL for (int k = 0; k < BLOCK; k++) UNROLL for (int c = 0; c < n; c++) t[c] =
+        V_FMA(f[k], V_SET1F(x0[c * BLOCK + k]), t[c]);
     UNROLL for (int c = 0; c < n; c++) acc[c * HALVES] += t[c];
 }
 
@@ -275,7 +284,8 @@ INLINE void gemm_tile(dtype type, bool exact, const uint8_t *panel, size_t block
             size_t c = 0;
             for (; c + 4 <= tile; c += 4)
                 add_f32(f, columns + c * BLOCK, 4, acc + c * HALVES + half);
-            for (; c < tile; c++) add_f32(f, columns + c * BLOCK, 1, acc + c * HALVES + half);
+            for (; c < tile; c++)
+                add_f32(f, columns + c * BLOCK, 1, acc + c * HALVES + half);
         }
     }
 }
@@ -325,9 +335,15 @@ static void gemm(const matrix *w, size_t p0, size_t p1, const activations *x, fl
             gemm_of(T, false, w, p0, p1, x, y, ldy, mode);                                         \
         break
     switch (w->type) {
-    case DTYPE_F32: gemm_of(DTYPE_F32, true, w, p0, p1, x, y, ldy, mode); break;
-    case DTYPE_F16: gemm_of(DTYPE_F16, true, w, p0, p1, x, y, ldy, mode); break;
-    case DTYPE_BF16: gemm_of(DTYPE_BF16, true, w, p0, p1, x, y, ldy, mode); break;
+    case DTYPE_F32:
+        gemm_of(DTYPE_F32, true, w, p0, p1, x, y, ldy, mode);
+        break;
+    case DTYPE_F16:
+        gemm_of(DTYPE_F16, true, w, p0, p1, x, y, ldy, mode);
+        break;
+    case DTYPE_BF16:
+        gemm_of(DTYPE_BF16, true, w, p0, p1, x, y, ldy, mode);
+        break;
         CASE(DTYPE_Q8_0);
         CASE(DTYPE_Q4_0);
         CASE(DTYPE_Q4_1);
@@ -340,7 +356,8 @@ static void gemm(const matrix *w, size_t p0, size_t p1, const activations *x, fl
 #undef CASE
 }
 
-/* ---- Row kernels ------------------------------------------------------------------------------- */
+/* ---- Row kernels -------------------------------------------------------------------------------
+ */
 
 /* Calls body with `i` over whole vectors of n floats; what remains is copied to a padded buffer. */
 #define FOR_VECTORS(n, i) for (size_t i = 0; i + 16 <= (n); i += 16)
@@ -392,7 +409,8 @@ static void quantize(const activations *a, size_t c, const float *x, size_t b0, 
             memcpy(q + i * LANES, &h, sizeof h);
         }
         int32_t sum = 0;
-        for (int i = 0; i < LANES; i++) sum += sums[i];
+        for (int i = 0; i < LANES; i++)
+            sum += sums[i];
         a->scale[at] = scale + bad;
         a->scaled_sum[at] = a->scale[at] * (float)sum;
     }
@@ -412,7 +430,8 @@ static void rms_norm(float *out, const float *x, const float *w, size_t n, float
         lanes[h] = V_FMA(v, v, lanes[h]);
     }
     float scale = 1.0f / sqrtf(fold(lanes) / (float)n + eps);
-    for (size_t i = 0; i < n; i++) out[i] = x[i] * scale * w[i];
+    for (size_t i = 0; i < n; i++)
+        out[i] = x[i] * scale * w[i];
 }
 
 static void layer_norm(float *out, const float *x, const float *w, const float *b, size_t n,
@@ -443,11 +462,13 @@ static void gelu(float *x, size_t n) {
 
 static void to_f16(uint16_t *out, const float *x, size_t n) {
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) V_STORE_F16(out + i, load_f(x + i));
+    for (; i + LANES <= n; i += LANES)
+        V_STORE_F16(out + i, load_f(x + i));
     kernels_generic.to_f16(out + i, x + i, n - i);
 }
 
-/* ---- Attention over one page ------------------------------------------------------------------- */
+/* ---- Attention over one page -------------------------------------------------------------------
+ */
 
 INLINE vf load_kv(kv_kind kind, const void *p, size_t i) {
     return kind == KV_F16   ? V_F16((const uint16_t *)p + i)
@@ -460,14 +481,14 @@ INLINE void scores(kv_kind kind, const kv_view *page, int head_dim, const attend
                    int n, int at, float (*s)[PAGE]) {
     enum { V = BLOCK / LANES };
     vf sum[QUERIES][V], t[QUERIES][V];
-    UNROLL for (int c = 0; c < n; c++)
-        UNROLL for (int i = 0; i < V; i++) sum[c][i] = t[c][i] = V_SET1F(0.0f);
+    UNROLL for (int c = 0; c < n; c++) UNROLL for (int i = 0; i < V; i++) sum[c][i] = t[c][i] =
+        V_SET1F(0.0f);
     for (int d0 = 0; d0 < head_dim; d0 += BLOCK) {
         int end = d0 + BLOCK < head_dim ? d0 + BLOCK : head_dim;
         for (int d = d0; d < end; d++) {
             vf k[V];
-            UNROLL for (int i = 0; i < V; i++)
-                k[i] = load_kv(kind, page->k, (size_t)d * PAGE + at + i * LANES);
+            UNROLL for (int i = 0; i < V; i++) k[i] =
+                load_kv(kind, page->k, (size_t)d * PAGE + at + i * LANES);
             UNROLL for (int c = 0; c < n; c++) {
                 vf q = V_SET1F(queries[c].q[d]);
                 UNROLL for (int i = 0; i < V; i++) t[c][i] = V_FMA(q, k[i], t[c][i]);
@@ -482,25 +503,22 @@ INLINE void scores(kv_kind kind, const kv_view *page, int head_dim, const attend
             }
         }
     }
-    UNROLL for (int c = 0; c < n; c++)
-        UNROLL for (int i = 0; i < V; i++)
-            store_f(s[c] + at + i * LANES, kind == KV_Q8_0 ? sum[c][i] : t[c][i]);
+    UNROLL for (int c = 0; c < n; c++) UNROLL for (int i = 0; i < V; i++)
+        store_f(s[c] + at + i * LANES, kind == KV_Q8_0 ? sum[c][i] : t[c][i]);
 }
 
 /* out += weights x V for `width` vectors of dimensions from d on. */
 INLINE void values(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
-                   int n, int from, int to, int d, int width, const float *keep,
-                   float (*p)[PAGE]) {
+                   int n, int from, int to, int d, int width, const float *keep, float (*p)[PAGE]) {
     enum { V = BLOCK / LANES };
     size_t padded = round_up(head_dim, 16);
     vf o[QUERIES][V];
-    UNROLL for (int c = 0; c < n; c++)
-        UNROLL for (int i = 0; i < width; i++)
-            o[c][i] = load_f(queries[c].out + d + i * LANES) * V_SET1F(keep[c]);
+    UNROLL for (int c = 0; c < n; c++) UNROLL for (int i = 0; i < width; i++) o[c][i] =
+        load_f(queries[c].out + d + i * LANES) * V_SET1F(keep[c]);
     for (int pos = from; pos < to; pos++) {
         vf v[V];
-        UNROLL for (int i = 0; i < width; i++)
-            v[i] = load_kv(kind, page->v, pos * padded + d + i * LANES);
+        UNROLL for (int i = 0; i < width; i++) v[i] =
+            load_kv(kind, page->v, pos * padded + d + i * LANES);
         float scale = 1;
         if (kind == KV_Q8_0)
             scale = f16_to_f32(page->vd[(size_t)pos * (head_dim / BLOCK) + d / BLOCK]);
@@ -509,8 +527,8 @@ INLINE void values(kv_kind kind, const kv_view *page, int head_dim, const attend
             UNROLL for (int i = 0; i < width; i++) o[c][i] = V_FMA(weight, v[i], o[c][i]);
         }
     }
-    UNROLL for (int c = 0; c < n; c++)
-        UNROLL for (int i = 0; i < width; i++) store_f(queries[c].out + d + i * LANES, o[c][i]);
+    UNROLL for (int c = 0; c < n; c++) UNROLL for (int i = 0; i < width; i++)
+        store_f(queries[c].out + d + i * LANES, o[c][i]);
 }
 
 INLINE void attend_tile(kv_kind kind, const kv_view *page, int head_dim,
@@ -526,12 +544,15 @@ INLINE void attend_tile(kv_kind kind, const kv_view *page, int head_dim,
     for (int c = 0; c < n; c++) {
         const attend_query *a = queries + c;
         float max = a->sum->max;
-        for (int i = a->from; i < a->to; i++) max = p[c][i] > max ? p[c][i] : max;
+        for (int i = a->from; i < a->to; i++)
+            max = p[c][i] > max ? p[c][i] : max;
         keep[c] = exp_v(V_SET1F(a->sum->max - max))[0];
         vf lanes[HALVES];
         memset(lanes, 0, sizeof lanes);
-        for (int i = 0; i < a->from; i++) p[c][i] = -INFINITY;
-        for (int i = a->to; i < PAGE; i++) p[c][i] = -INFINITY;
+        for (int i = 0; i < a->from; i++)
+            p[c][i] = -INFINITY;
+        for (int i = a->to; i < PAGE; i++)
+            p[c][i] = -INFINITY;
         for (int i = 0; i < PAGE; i += LANES) {
             vf e = exp_v(load_f(p[c] + i) - V_SET1F(max));
             lanes[i / LANES % HALVES] += e;
@@ -543,32 +564,43 @@ INLINE void attend_tile(kv_kind kind, const kv_view *page, int head_dim,
     int d = 0, padded = (int)round_up(head_dim, 16);
     for (; d + BLOCK <= padded; d += BLOCK)
         values(kind, page, head_dim, queries, n, from, to, d, BLOCK / LANES, keep, p);
-    if (d < padded)
-        values(kind, page, head_dim, queries, n, from, to, d, HALVES, keep, p);
+    if (d < padded) values(kind, page, head_dim, queries, n, from, to, d, HALVES, keep, p);
 }
 
-INLINE void attend_of(kv_kind kind, const kv_view *page, int head_dim,
-                      const attend_query *queries, int n) {
+INLINE void attend_of(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
+                      int n) {
     int c = 0;
     for (; c + QUERIES <= n; c += QUERIES)
         attend_tile(kind, page, head_dim, queries + c, QUERIES);
     switch (n - c) {
 #if QUERIES > 3
-    case 3: attend_tile(kind, page, head_dim, queries + c, 3); break;
+    case 3:
+        attend_tile(kind, page, head_dim, queries + c, 3);
+        break;
 #endif
 #if QUERIES > 2
-    case 2: attend_tile(kind, page, head_dim, queries + c, 2); break;
+    case 2:
+        attend_tile(kind, page, head_dim, queries + c, 2);
+        break;
 #endif
-    case 1: attend_tile(kind, page, head_dim, queries + c, 1); break;
+    case 1:
+        attend_tile(kind, page, head_dim, queries + c, 1);
+        break;
     }
 }
 
 static void attend(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
                    int n_queries) {
     switch (kind) {
-    case KV_F16: attend_of(KV_F16, page, head_dim, queries, n_queries); break;
-    case KV_F32: attend_of(KV_F32, page, head_dim, queries, n_queries); break;
-    case KV_Q8_0: attend_of(KV_Q8_0, page, head_dim, queries, n_queries); break;
+    case KV_F16:
+        attend_of(KV_F16, page, head_dim, queries, n_queries);
+        break;
+    case KV_F32:
+        attend_of(KV_F32, page, head_dim, queries, n_queries);
+        break;
+    case KV_Q8_0:
+        attend_of(KV_Q8_0, page, head_dim, queries, n_queries);
+        break;
     }
 }
 

@@ -51,7 +51,8 @@ linnet_status kv_reserve(kv_cache *c, size_t from, size_t to, linnet_error *err)
         c->pages = pages;
         c->cap = cap;
     }
-    while (c->n_pages < need) c->pages[c->n_pages++] = NULL;
+    while (c->n_pages < need)
+        c->pages[c->n_pages++] = NULL;
     for (size_t i = from / PAGE; i < need; i++) {
         kv_page *p = c->pages[i];
         if (p && atomic_load(&p->owners) == 1) continue;
@@ -69,19 +70,20 @@ linnet_status kv_reserve(kv_cache *c, size_t from, size_t to, linnet_error *err)
 
 void kv_truncate(kv_cache *c, size_t n) {
     size_t keep = round_up(n, PAGE) / PAGE;
-    while (c->n_pages > keep) release(c, --c->n_pages);
+    while (c->n_pages > keep)
+        release(c, --c->n_pages);
 }
 
 void kv_drop_before(kv_cache *c, size_t n) {
-    for (size_t i = min_size(n / PAGE, c->n_pages); i-- > 0 && c->pages[i];) release(c, i);
+    for (size_t i = min_size(n / PAGE, c->n_pages); i-- > 0 && c->pages[i];)
+        release(c, i);
 }
 
 linnet_status kv_fork(const kv_cache *c, kv_cache *out, linnet_error *err) {
     out->layout = c->layout;
     if (!c->n_pages) return LINNET_OK;
     out->pages = malloc(c->n_pages * sizeof *out->pages);
-    if (!out->pages)
-        return fail(err, LINNET_ERR_MEMORY, "no memory for %zu KV pages", c->n_pages);
+    if (!out->pages) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu KV pages", c->n_pages);
     out->n_pages = out->cap = c->n_pages;
     out->held = c->held;
     for (size_t i = 0; i < c->n_pages; i++) {
@@ -100,8 +102,8 @@ void kv_free(kv_cache *c) {
 
 kv_view kv_at(const kv_cache *c, size_t page, int layer, int head) {
     const kv_layout *l = &c->layout;
-    const uint8_t *k = c->pages[page]->data +
-                       l->head_bytes * ((size_t)layer * (size_t)l->heads + (size_t)head);
+    const uint8_t *k =
+        c->pages[page]->data + l->head_bytes * ((size_t)layer * (size_t)l->heads + (size_t)head);
     const uint8_t *v = k + l->k_bytes, *kd = v + l->v_bytes;
     return (kv_view){k, v, (const uint16_t *)kd, (const uint16_t *)(kd + l->kd_bytes)};
 }
@@ -109,9 +111,11 @@ kv_view kv_at(const kv_cache *c, size_t page, int layer, int head) {
 /* 32 values to int8 and a scale, as q8_0. */
 static float quantize_block(const float *x, int8_t *q, uint16_t *scale) {
     float max = 0;
-    for (int i = 0; i < BLOCK; i++) max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
+    for (int i = 0; i < BLOCK; i++)
+        max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
     float d = max / 127.0f, inverse = d > 0 ? 1.0f / d : 0.0f;
-    for (int i = 0; i < BLOCK; i++) q[i] = (int8_t)lrintf(x[i] * inverse);
+    for (int i = 0; i < BLOCK; i++)
+        q[i] = (int8_t)lrintf(x[i] * inverse);
     *scale = f32_to_f16(d);
     return d;
 }
@@ -124,8 +128,7 @@ static void write_q8(const kv_view *v, int head_dim, size_t at, const float *key
         quantize_block(key + b * BLOCK, q, (uint16_t *)v->kd + b * PAGE + at);
         for (int i = 0; i < BLOCK; i++)
             ((int8_t *)v->k)[(size_t)(b * BLOCK + i) * PAGE + at] = q[i];
-        quantize_block(value + b * BLOCK,
-                       (int8_t *)v->v + at * round_up(head_dim, 16) + b * BLOCK,
+        quantize_block(value + b * BLOCK, (int8_t *)v->v + at * round_up(head_dim, 16) + b * BLOCK,
                        (uint16_t *)v->vd + at * blocks + b);
     }
 }
@@ -136,12 +139,14 @@ void kv_write(const kv_cache *c, const kernels *kernels, size_t position, int la
     size_t at = position % PAGE, head_dim = (size_t)c->layout.head_dim;
     size_t padded = round_up(head_dim, 16);
     if (c->layout.kind == KV_F32) {
-        for (size_t d = 0; d < head_dim; d++) ((float *)view.k)[d * PAGE + at] = k[d];
+        for (size_t d = 0; d < head_dim; d++)
+            ((float *)view.k)[d * PAGE + at] = k[d];
         memcpy((float *)view.v + at * padded, v, head_dim * sizeof(float));
     } else if (c->layout.kind == KV_F16) {
         uint16_t half[512];
         kernels->to_f16(half, k, head_dim);
-        for (size_t d = 0; d < head_dim; d++) ((uint16_t *)view.k)[d * PAGE + at] = half[d];
+        for (size_t d = 0; d < head_dim; d++)
+            ((uint16_t *)view.k)[d * PAGE + at] = half[d];
         kernels->to_f16((uint16_t *)view.v + at * padded, v, head_dim);
     } else {
         write_q8(&view, (int)head_dim, at, k, v);

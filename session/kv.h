@@ -1,6 +1,6 @@
-/* Keys and values of a session in pages of 64 positions, reference-counted and copied on write: a fork
- * shares all pages, and whoever writes first copies the one it writes to. A page holds all layers that
- * keep keys and values, each KV head as kernels.h's kv_view wants it. */
+/* Keys and values of a session in pages of 64 positions, reference-counted and copied on write: a
+ * fork shares all pages, and whoever writes first copies the one it writes to. A page holds all
+ * layers that keep keys and values, each KV head as kernels.h's kv_view wants it. */
 #ifndef KV_H
 #define KV_H
 
@@ -17,9 +17,10 @@ typedef struct kv_page kv_page;
 
 typedef struct {
     kv_layout layout;
-    kv_page **pages;     /* page i holds positions [64 i, 64 i + 64); NULL: dropped, out of every window */
+    kv_page *
+        *pages; /* page i holds positions [64 i, 64 i + 64); NULL: dropped, out of every window */
     size_t n_pages, cap;
-    size_t held;         /* pages that are not NULL */
+    size_t held; /* pages that are not NULL */
 } kv_cache;
 
 kv_layout kv_layout_of(kv_kind kind, int layers, int heads, int head_dim);

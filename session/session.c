@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-linnet_model *session_model(const linnet_session *s) { return s->model; }
+linnet_model *session_model(const linnet_session *s) {
+    return s->model;
+}
 
 static int ctx_of(const linnet_model *m, int wanted) {
     if (!wanted) return m->cfg.n_ctx_train;
@@ -31,8 +33,8 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
     kv_kind kind = model_kv_kind(m, o.kv);
     if (kind == KV_Q8_0 && m->cfg.head_dim % BLOCK)
         return fail(err, LINNET_ERR_UNSUPPORTED,
-                    "kv q8_0 needs heads of a multiple of %d dimensions, this model's have %d", BLOCK,
-                    m->cfg.head_dim);
+                    "kv q8_0 needs heads of a multiple of %d dimensions, this model's have %d",
+                    BLOCK, m->cfg.head_dim);
     linnet_session *s = calloc(1, sizeof *s);
     size_t row = (size_t)m->cfg.n_rows * sizeof(float);
     if (s) s->logits = malloc(row);
@@ -68,7 +70,9 @@ const int32_t *linnet_session_tokens(const linnet_session *s, size_t *n) {
     return s->tokens;
 }
 
-int linnet_session_ctx(const linnet_session *s) { return s->ctx; }
+int linnet_session_ctx(const linnet_session *s) {
+    return s->ctx;
+}
 
 uint64_t linnet_session_state_bytes(const linnet_session *s) {
     return (uint64_t)s->kv.held * s->kv.layout.page_bytes;
@@ -82,8 +86,8 @@ static linnet_status check_item(const linnet_item *item, const linnet_item *firs
                                 linnet_error *err) {
     const linnet_session *s = item->session;
     if (!s || !item->tokens || !item->n_tokens)
-        return fail(err, LINNET_ERR_ARGUMENT,
-                    "item %zu: expected a session and at least one token", i);
+        return fail(err, LINNET_ERR_ARGUMENT, "item %zu: expected a session and at least one token",
+                    i);
     if (item->want < LINNET_LOGITS_NONE || item->want > LINNET_LOGITS_ALL)
         return fail(err, LINNET_ERR_ARGUMENT, "item %zu: want is %d, not one of linnet_want", i,
                     (int)item->want);
@@ -134,9 +138,11 @@ linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress
     if (!items || !n_items)
         return fail(err, LINNET_ERR_ARGUMENT, "linnet_forward: expected at least one item");
     linnet_status s = LINNET_OK;
-    for (size_t i = 0; i < n_items && !s; i++) s = check_item(&items[i], items, i, err);
+    for (size_t i = 0; i < n_items && !s; i++)
+        s = check_item(&items[i], items, i, err);
     if (s) return s;
-    for (size_t i = 0; i < n_items && !s; i++) s = reserve(&items[i], err);
+    for (size_t i = 0; i < n_items && !s; i++)
+        s = reserve(&items[i], err);
     if (!s) {
         linnet_model *m = items->session->model;
         team_lock(m->team);

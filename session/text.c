@@ -12,7 +12,8 @@ static linnet_status need_tokenizer(const linnet_model *m, linnet_error *err) {
 }
 
 /* Copies a list into the caller's buffer and frees it. */
-static linnet_status give(id_list *list, linnet_status status, int32_t *ids, size_t cap, size_t *n) {
+static linnet_status give(id_list *list, linnet_status status, int32_t *ids, size_t cap,
+                          size_t *n) {
     if (!status) {
         *n = list->n;
         if (list->n && cap) memcpy(ids, list->at, min_size(cap, list->n) * sizeof *ids);
@@ -65,7 +66,9 @@ bool linnet_is_end(const linnet_model *m, int32_t token) {
     return m->tok && tokenizer_is_end(m->tok, token);
 }
 
-const char *linnet_chat_template_name(size_t i) { return chat_template_name(i); }
+const char *linnet_chat_template_name(size_t i) {
+    return chat_template_name(i);
+}
 
 linnet_status linnet_chat_tokenize(const linnet_model *m, const char *name,
                                    const linnet_message *messages, size_t n_messages,
