@@ -159,7 +159,6 @@ static int answer(chat *c) {
     g.options.sampling.seed += c->retries;
     int code =
         text_append(&text, "", 0) ? generate(&c->e, c->session, &g, &text, &result) : EXIT_FAILED;
-    put_now("\n", 1);
     /* The session may hold less or more than the text that was shown: it cannot be continued. */
     if (code || result.end == LINNET_END_STOP || n_tokens(c) - before != result.n_tokens)
         c->stale = true;

@@ -63,28 +63,35 @@ void generation_free(generation *g) {
 
 typedef struct {
     text_buffer *copy;
-    bool no_memory;
+    bool no_memory, shown;
 } sink;
 
 static bool take_text(void *user, const char *text, size_t n) {
     sink *s = user;
     if (s->copy && !text_append(s->copy, text, n)) return !(s->no_memory = true);
+    s->shown = true;
     return put_now(text, n) && !interrupted();
 }
 
-int generate(engine *e, linnet_session *session, const generation *g, text_buffer *copy,
-             linnet_generated *result) {
+static int stream(engine *e, linnet_session *session, const generation *g, sink *s,
+                  linnet_generated *result) {
     linnet_error err;
     size_t before, after;
-    sink s = {.copy = copy};
     *result = (linnet_generated){.end = LINNET_END_LENGTH};
     if (g->limit == 0) return EXIT_WORKED; /* to the library, 0 means no limit */
     linnet_session_tokens(session, &before);
     double start = seconds_now();
-    if (linnet_generate(session, &g->options, take_text, &s, result, &err))
-        return failed_with(&err);
+    if (linnet_generate(session, &g->options, take_text, s, result, &err)) return failed_with(&err);
     e->decode_seconds += seconds_now() - start;
     linnet_session_tokens(session, &after);
     e->decode_tokens += after - before;
-    return s.no_memory ? EXIT_FAILED : EXIT_WORKED;
+    return s->no_memory ? EXIT_FAILED : EXIT_WORKED;
+}
+
+int generate(engine *e, linnet_session *session, const generation *g, text_buffer *copy,
+             linnet_generated *result) {
+    sink s = {.copy = copy};
+    int code = stream(e, session, g, &s, result);
+    if (!code || s.shown) put_now("\n", 1);
+    return code;
 }

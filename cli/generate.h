@@ -17,8 +17,9 @@ void generation_flags(flag_table *f, generation *g);
 int generation_prepare(const engine *e, generation *g);
 void generation_free(generation *g);
 
-/* Generates, streams to stdout, appends the text to *copy unless NULL, and counts time and tokens
- * in *e. Interruption is not an error: result->end is LINNET_END_CANCELLED. */
+/* Generates, streams to stdout with a newline at the end, appends the text to *copy unless NULL,
+ * and counts time and tokens in *e. Interruption is not an error: result->end is
+ * LINNET_END_CANCELLED. */
 int generate(engine *e, linnet_session *session, const generation *g, text_buffer *copy,
              linnet_generated *result);
 

@@ -47,7 +47,6 @@ static int run(run_options *o, linnet_model *model, linnet_session *session, id_
         return code;
     linnet_generated result;
     code = generate(&o->e, session, &o->g, NULL, &result);
-    put_now("\n", 1);
     int out = finish_stdout();
     if (code == EXIT_WORKED) code = out;
     if (code == EXIT_WORKED && result.end == LINNET_END_CONTEXT)

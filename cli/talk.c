@@ -73,8 +73,8 @@ int failed(const char *format, ...) {
 }
 
 int failed_with(const linnet_error *err) {
-    if (err->code != LINNET_ERR_CANCELLED || !interrupted()) return failed("%s", err->text);
-    clear_progress();
+    if (err->code != LINNET_ERR_CANCELLED) return failed("%s", err->text);
+    clear_progress(); /* a callback of ours stopped it: a signal, or a failure already told */
     return interrupt_code();
 }
 

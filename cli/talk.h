@@ -14,7 +14,8 @@ __attribute__((format(printf, 1, 2))) void complain(const char *format, ...);
 void be_quiet(bool quiet);
 /* complain() as an expression: returns EXIT_FAILED. */
 __attribute__((format(printf, 1, 2))) int failed(const char *format, ...);
-/* The library's sentence; a cancelled call returns interrupt_code() without one. */
+/* The library's sentence. A call that a callback cancelled has none: the callback told why, or a
+ * signal came; returns interrupt_code(). */
 int failed_with(const linnet_error *err);
 /* Writes text with control characters as \n, \t or \xNN, so that a file cannot drive a terminal. */
 void print_escaped(const char *text);

@@ -412,10 +412,16 @@ done
 check "info --json has the depths" eval \
     'for d in 0 1024 8192 32768; do grep -q "^    \"$d\": [0-9]" "$work/out" || exit 1; done'
 check "file_bytes is the file's" grep -q "\"file_bytes\": $(wc -c <"$chat")," "$work/out"
-# 2 layers x (key + value) x 2 heads x 8 wide x 2 bytes = 128 bytes a token
-check "state bytes grow by 128 a token" grep -q '"1024": 131072,' "$work/out"
+# state_at DEPTH: from the JSON. 2 layers x (key + value) x 2 heads x 8 wide = 64 numbers a token.
+state_at() { sed -n "s/^    \"$1\": \([0-9]*\),*$/\1/p" "$work/out"; }
+f16=$(state_at 1024)
+check "no state at depth 0, at least 2 bytes a number at 1024" [ "$(state_at 0)" = 0 -a "$f16" -ge 131072 ]
+check "eight times the depth, eight times the state" [ "$(state_at 8192)" = $((f16 * 8)) ]
 try info "$chat" --json --kv f32
-check "info --kv f32: twice that" grep -q '"1024": 262144,' "$work/out"
+check "--kv f32: at least 4 bytes a number" [ "$(state_at 1024)" -ge 262144 -a "$(state_at 1024)" -gt "$f16" ]
+cp "$work/out" "$work/f32"
+try info "$chat" --json --activations exact
+check "--activations exact implies it" [ "$(state_at 1024)" = "$(sed -n 's/^    "1024": \([0-9]*\),*$/\1/p' "$work/f32")" ]
 try info "$vocab" --json
 check "info of a vocabulary" eval 'code_is 0 && grep -q "\"mixers\": \[\]" "$work/out" && grep -q "\"vocabulary\": 262" "$work/out"'
 try info "$chat" --check
