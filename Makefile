@@ -1,6 +1,9 @@
 # linnet: `make help` lists the targets. Sources are found by wildcard: a room's new file is built
 # as soon as it is there. Objects go to build/, dependencies are tracked by the compiler (-MMD).
 MAKEFLAGS += -r
+ifndef V
+QUIET = @echo "  $(1) $@";
+endif
 BUILD ?= build
 ifeq ($(origin CC),default)
 CC := gcc
@@ -62,29 +65,29 @@ deps: ## install the Debian packages and the Python environment of the exporter
 	@scripts/deps.sh
 
 linnet: $(CLI_OBJ) $(BUILD)/liblinnet.a
-	$(CC) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS)
+	$(call QUIET,LD)$(CC) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS)
 
 $(BUILD)/linnet: $(CLI_OBJ) $(BUILD)/liblinnet.a
-	$(CC) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS)
+	$(call QUIET,LD)$(CC) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS)
 
 $(BUILD)/liblinnet.a: $(LIB_OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	$(call QUIET,AR)ar rcs $@ $^
 
 $(BUILD)/kernels_cpu/avx2.c.o: ISA := -O3 -mavx2 -mfma -mf16c
 $(BUILD)/kernels_cpu/avx512.c.o: ISA := -O3 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl \
 	-mavx512dq -mavx512vnni -mprefer-vector-width=512
 $(BUILD)/%.c.o: %.c
 	@mkdir -p $(@D)
-	$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(ISA) $(PKG_CFLAGS) -c -o $@ $<
+	$(call QUIET,CC)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(ISA) $(PKG_CFLAGS) -c -o $@ $<
 
 $(BUILD)/%.cc.o: %.cc
 	@mkdir -p $(@D)
-	$(CXX) -std=c++17 $(CFLAGS) $(COMMON) $(FLOAT) $(PKG_CFLAGS) -c -o $@ $<
+	$(call QUIET,CXX)$(CXX) -std=c++17 $(CFLAGS) $(COMMON) $(FLOAT) $(PKG_CFLAGS) -c -o $@ $<
 
 $(BUILD)/tests/%: tests/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
-	$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS) -lcmocka
+	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS) -lcmocka
 
 test: deps ## everything that needs neither a GPU nor a download
 	@$(MAKE) --no-print-directory all

@@ -109,10 +109,11 @@ static void quantize_row_blocks(pass *p, const activations *a, size_t c, const f
     p->k->quantize(a, c, src, b0, b1, p->m->act == LINNET_ACT_Q8 ? 127.0f : 32767.0f);
 }
 
-static activations input_for(const pass *p, size_t cols, const product *products, size_t n) {
+static activations input_for(const pass *p, size_t n_rows, size_t cols, const product *products,
+                             size_t n) {
     activations a = p->input;
     bool f = false, q = false;
-    a.n = p->n;
+    a.n = n_rows;
     a.cols = cols;
     for (size_t i = 0; i < n; i++) {
         bool exact = is_float_type(products[i].w->type) || p->m->act == LINNET_ACT_EXACT;
@@ -158,7 +159,7 @@ static void multiply(pass *p, int thread, const activations *a, const product *p
 
 void pass_products(pass *p, int thread, const float *src, size_t cols, const product *products,
                    size_t n_products) {
-    activations a = input_for(p, cols, products, n_products);
+    activations a = input_for(p, p->n, cols, products, n_products);
     FOR_BLOCKS(cols, r, b, run, quantize_row_blocks(p, &a, r, src + r * cols, b, b + run));
     multiply(p, thread, &a, products, n_products);
 }
@@ -171,17 +172,23 @@ static void normalize(const pass *p, const norm *w, const float *x, float *out) 
         p->k->layer_norm(out, x, w->w, w->b, (size_t)c->n_embd, c->norm_eps);
 }
 
-void pass_norm_products(pass *p, int thread, const norm *w, const product *products,
-                        size_t n_products) {
+/* Products of norm(x) of n rows, rows[i] or just i. */
+static void norm_products(pass *p, int thread, const norm *w, const size_t *rows, size_t n,
+                          const product *products, size_t n_products) {
     size_t d = (size_t)p->m->cfg.n_embd;
-    activations a = input_for(p, d, products, n_products);
+    activations a = input_for(p, n, d, products, n_products);
     float *h = p->norm_row + (size_t)thread * d;
-    for (phase ph = phase_begin(p->team, thread, p->n); phase_next(&ph);)
+    for (phase ph = phase_begin(p->team, thread, n); phase_next(&ph);)
         for (size_t r = ph.from; r < ph.to; r++) {
-            normalize(p, w, p->x + r * d, h);
+            normalize(p, w, p->x + (rows ? rows[r] : r) * d, h);
             quantize_row_blocks(p, &a, r, h, 0, (d + BLOCK - 1) / BLOCK);
         }
     multiply(p, thread, &a, products, n_products);
+}
+
+void pass_norm_products(pass *p, int thread, const norm *w, const product *products,
+                        size_t n_products) {
+    norm_products(p, thread, w, NULL, p->n, products, n_products);
 }
 
 /* Input of the down projection: silu(gate) * up or gelu(up), and its quantization, block by block.
@@ -207,7 +214,7 @@ static void feed_forward(pass *p, int thread, const layer_weights *l) {
         pass_norm_products(p, thread, &l->ffn_norm, gated, 2);
     else
         pass_norm_products(p, thread, &l->ffn_norm, plain, 1);
-    activations a = input_for(p, ff, &down, 1);
+    activations a = input_for(p, p->n, ff, &down, 1);
     FOR_BLOCKS(ff, r, b, run, activate(p, &a, r, b, run));
     multiply(p, thread, &a, &down, 1);
 }
@@ -252,12 +259,18 @@ static void run_layers(void *arg, int thread) {
     }
 }
 
-/* Logits of p->wanted: their rows were gathered at the start of p->x, so p->n is their number. */
+/* Logits of the rows p->wanted. */
 static void run_output(void *arg, int thread) {
     pass *p = arg;
     const linnet_model *m = p->m;
     const product out = {&m->output, p->logits, (size_t)m->cfg.n_rows, GEMM_STORE};
-    pass_norm_products(p, thread, &m->out_norm, &out, 1);
+    norm_products(p, thread, &m->out_norm, p->wanted, p->n_wanted, &out, 1);
+}
+
+/* Most pieces want few logits, if any: they come in the same run. */
+static void run_all(void *arg, int thread) {
+    run_layers(arg, thread);
+    if (((pass *)arg)->n_wanted) run_output(arg, thread);
 }
 
 static bool all_finite(const float *x, size_t n) {
@@ -325,15 +338,14 @@ static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *r
     p->split_attention = split;
     for (size_t r = 0; r < n; r++)
         if ((s = embed(m, &rows[r], p->x + r * d, err))) return s;
-    team_run(m->team, run_layers, p);
+    p->wanted = wanted;
+    p->n_wanted = min_size(LOGITS_PIECE, n_wanted);
+    team_run(m->team, run_all, p);
     for (size_t w = 0; w < n_wanted; w += LOGITS_PIECE) {
-        size_t some = min_size(LOGITS_PIECE, n_wanted - w);
-        /* wanted[] ascends, so a gathered row never lands on one still to come */
-        for (size_t i = 0; i < some; i++)
-            memmove(p->x + i * d, p->x + wanted[w + i] * d, d * sizeof(float));
-        p->n = some;
-        team_run(m->team, run_output, p);
-        if ((s = deliver(p, items, wanted + w, some, err))) return s;
+        p->wanted = wanted + w;
+        p->n_wanted = min_size(LOGITS_PIECE, n_wanted - w);
+        if (w) team_run(m->team, run_output, p);
+        if ((s = deliver(p, items, p->wanted, p->n_wanted, err))) return s;
     }
     return LINNET_OK;
 }

@@ -9,7 +9,6 @@ typedef struct {
     matrix m;
     uint8_t *out;
     size_t row0, first, panels; /* panels before this job, and of it */
-    atomic_size_t left;
 } job;
 
 struct packer {
@@ -54,21 +53,29 @@ linnet_status packer_add(packer *p, const gguf_tensor *t, const matrix *m, uint8
     job *j = &p->jobs[p->n++];
     *j = (job){.t = t, .m = *m, .out = out, .row0 = row0, .first = p->panels};
     j->panels = (m->rows + PANEL - 1) / PANEL;
-    atomic_init(&j->left, j->panels);
     p->panels += j->panels;
     return LINNET_OK;
 }
 
-static linnet_status pack_one(packer *p, job *j, size_t panel, void *buffer, linnet_error *err) {
-    size_t row_bytes = dtype_row_bytes(j->m.type, j->m.cols);
-    size_t rows = min_size(PANEL, j->m.rows - panel * PANEL);
-    const void *src;
-    linnet_status s = gguf_read(p->g, j->t, (j->row0 + panel * PANEL) * row_bytes, rows * row_bytes,
-                                buffer, &src, err);
-    if (s) return s;
-    pack_panel(j->m.type, src, row_bytes, rows, j->m.cols, j->out + panel * j->m.panel_bytes);
-    if (atomic_fetch_sub(&j->left, 1) == 1) gguf_release(p->g, j->t);
-    return LINNET_OK;
+/* Panels [from, to) of one job; their file pages are released every RELEASE panels. */
+static linnet_status pack_some(packer *p, const job *j, size_t from, size_t to, void *buffer,
+                               linnet_error *err) {
+    enum { RELEASE = 64 };
+    size_t row_bytes = dtype_row_bytes(j->m.type, j->m.cols), panel_bytes = PANEL * row_bytes;
+    linnet_status s = LINNET_OK;
+    for (size_t i = from, kept = from; i < to && !s && !atomic_load(&p->stop); i++) {
+        size_t rows = min_size(PANEL, j->m.rows - i * PANEL);
+        uint64_t at = j->row0 * row_bytes;
+        const void *src;
+        s = gguf_read(p->g, j->t, at + i * panel_bytes, rows * row_bytes, buffer, &src, err);
+        if (!s)
+            pack_panel(j->m.type, src, row_bytes, rows, j->m.cols, j->out + i * j->m.panel_bytes);
+        atomic_fetch_add(&p->done, 1);
+        if (i + 1 < to && i + 1 - kept < RELEASE) continue;
+        gguf_release(p->g, j->t, at + kept * panel_bytes, (i + 1 - kept) * panel_bytes);
+        kept = i + 1;
+    }
+    return s;
 }
 
 static void refuse(packer *p, linnet_status status, const linnet_error *err) {
@@ -95,21 +102,23 @@ static void pack_all(void *arg, int thread) {
     if (!buffer && !gguf_is_mapped(p->g))
         refuse(p, fail(&err, LINNET_ERR_MEMORY, "no memory for a panel of weights"), &err);
     size_t j = 0;
-    for (phase ph = phase_begin(p->team, thread, p->panels); phase_next(&ph);)
-        for (size_t i = ph.from; i < ph.to && !atomic_load(&p->stop); i++) {
-            if (p->jobs[j].first > i) j = 0;
-            while (i >= p->jobs[j].first + p->jobs[j].panels)
-                j++;
-            linnet_status s = pack_one(p, &p->jobs[j], i - p->jobs[j].first, buffer, &err);
+    for (phase ph = phase_begin(p->team, thread, p->panels); phase_next(&ph);) {
+        for (j = p->jobs[j].first > ph.from ? 0 : j; j < p->n && p->jobs[j].first < ph.to; j++) {
+            const job *job = &p->jobs[j];
+            size_t from = max_size(ph.from, job->first),
+                   to = min_size(ph.to, job->first + job->panels);
+            if (from >= to) continue;
+            linnet_status s = pack_some(p, job, from - job->first, to - job->first, buffer, &err);
             if (s) refuse(p, s, &err);
-            size_t done = atomic_fetch_add(&p->done, 1) + 1;
-            if (thread == 0 && p->progress && (i % 64 == 0 || done == p->panels) &&
-                !p->progress(p->user, "load", done, p->panels))
+            if (thread == 0 && p->progress &&
+                !p->progress(p->user, "load", atomic_load(&p->done), p->panels))
                 refuse(
                     p,
                     fail(&err, LINNET_ERR_CANCELLED, "%s: loading was cancelled", gguf_path(p->g)),
                     &err);
         }
+        j = j ? j - 1 : 0; /* the next piece may begin inside the last matrix */
+    }
     free(buffer);
 }
 

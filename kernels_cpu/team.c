@@ -1,5 +1,6 @@
 #include "team.h"
 
+#include <limits.h>
 #include <linux/futex.h>
 #include <omp.h>
 #include <pthread.h>
@@ -12,7 +13,8 @@
 
 enum {
     SPINS = 4000, /* before sleeping: tens of microseconds, several phases of a small model */
-    PIECES = 4    /* of each thread's share */
+    IDLE_SPINS = 4 * SPINS, /* between runs: the time that sampling takes */
+    PIECES = 4              /* of each thread's share */
 };
 
 /* Counters carry the number of their run in the upper half, so that no run has to clear them. */
@@ -27,14 +29,41 @@ struct phase_slot {
     counter taken[]; /* per thread: pieces taken from its share */
 };
 
+/* The gate of the current run: its number << 32 | CLOSED | workers inside. */
+#define CLOSED (1u << 31)
+
 struct team {
-    int size, width; /* asked for; there in this run */
+    int size;
     uint32_t run;
+    void (*fn)(void *arg, int thread);
+    void *arg;
+    _Alignas(64) _Atomic uint64_t gate;
+    _Alignas(64) _Atomic uint32_t bell; /* rung (changed) for a new run, and to quit */
+    atomic_int sleepers;
+    atomic_bool quit;
     size_t slot_bytes, n_slots;
     uint8_t *slots;
     size_t *position; /* per thread: phases begun in this run */
+    pthread_t host;   /* owns the OpenMP team of size - 1 workers */
+    bool hosted;
     pthread_mutex_t mutex;
 };
+
+static inline void pause_cpu(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void futex_wait(_Atomic uint32_t *word, uint32_t seen) {
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+}
+
+static void futex_wake_all(_Atomic uint32_t *word) {
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
 
 int team_default_size(void) {
     cpu_set_t set;
@@ -57,25 +86,80 @@ int team_default_size(void) {
     return cores > 0 ? cores : 1;
 }
 
+static size_t *position_of(team *t, int thread) {
+    return t->position + (size_t)thread * (64 / sizeof(size_t)); /* a cache line each */
+}
+
+/* Enters the open run newer than `last`, if there is one. */
+static bool enter(team *t, uint32_t last) {
+    uint64_t v = atomic_load_explicit(&t->gate, memory_order_acquire);
+    do {
+        if ((uint32_t)(v >> 32) == last || (v & CLOSED)) return false;
+    } while (!atomic_compare_exchange_weak(&t->gate, &v, v + 1));
+    return true;
+}
+
+static void leave(team *t) {
+    uint64_t v = atomic_fetch_sub(&t->gate, 1) - 1;
+    if ((uint32_t)v != CLOSED) return; /* others are inside, or the caller is not waiting */
+    atomic_fetch_add(&t->bell, 1);
+    futex_wake_all(&t->bell);
+}
+
+static void work(team *t, int thread) {
+    uint32_t last = 0;
+    while (!atomic_load_explicit(&t->quit, memory_order_relaxed)) {
+        uint32_t bell = atomic_load(&t->bell);
+        bool in = false;
+        for (int i = 0; i < IDLE_SPINS && !(in = enter(t, last)); i++) {
+            if (atomic_load_explicit(&t->quit, memory_order_relaxed)) return;
+            pause_cpu();
+        }
+        if (!in) {
+            atomic_fetch_add(&t->sleepers, 1);
+            if (!(in = enter(t, last)) && !atomic_load(&t->quit)) futex_wait(&t->bell, bell);
+            atomic_fetch_sub(&t->sleepers, 1);
+        }
+        if (!in) continue;
+        last = t->run;
+        *position_of(t, thread) = 0;
+        t->fn(t->arg, thread);
+        leave(t);
+    }
+}
+
+static void *host(void *arg) {
+    team *t = arg;
+#pragma omp parallel num_threads(t->size - 1)
+    work(t, omp_get_thread_num() + 1);
+    return NULL;
+}
+
 linnet_status team_new(team **out, int threads, linnet_error *err) {
-    team *t = calloc(1, sizeof *t);
+    team *t = aligned_alloc(64, round_up(sizeof *t, 64));
     size_t *position = calloc((size_t)threads, 64);
     if (!t || !position) {
         free(t);
         free(position);
         return fail(err, LINNET_ERR_MEMORY, "no memory for a team of %d threads", threads);
     }
+    memset(t, 0, sizeof *t);
     t->size = threads;
-    t->width = 1;
     t->position = position;
     t->slot_bytes = sizeof(struct phase_slot) + (size_t)threads * sizeof(counter);
+    atomic_init(&t->gate, CLOSED);
     pthread_mutex_init(&t->mutex, NULL);
+    if (threads > 1 && pthread_create(&t->host, NULL, host, t)) {
+        team_free(t);
+        return fail(err, LINNET_ERR_MEMORY, "cannot start a team of %d threads", threads);
+    }
+    t->hosted = threads > 1;
     *out = t;
     return LINNET_OK;
 }
 
 linnet_status team_reserve(team *t, size_t phases, linnet_error *err) {
-    if (phases <= t->n_slots) return LINNET_OK;
+    if (t->size == 1 || phases <= t->n_slots) return LINNET_OK;
     uint8_t *slots = aligned_alloc(64, phases * t->slot_bytes);
     if (!slots) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu phases", phases);
     memset(slots, 0, phases * t->slot_bytes);
@@ -87,6 +171,12 @@ linnet_status team_reserve(team *t, size_t phases, linnet_error *err) {
 
 void team_free(team *t) {
     if (!t) return;
+    if (t->hosted) {
+        atomic_store(&t->quit, true);
+        atomic_fetch_add(&t->bell, 1);
+        futex_wake_all(&t->bell);
+        pthread_join(t->host, NULL);
+    }
     pthread_mutex_destroy(&t->mutex);
     free(t->slots);
     free(t->position);
@@ -103,41 +193,37 @@ void team_unlock(team *t) {
     pthread_mutex_unlock(&t->mutex);
 }
 
-static size_t *position_of(team *t, int thread) {
-    return t->position + (size_t)thread * (64 / sizeof(size_t)); /* a cache line each */
-}
-
 void team_run(team *t, void (*fn)(void *arg, int thread), void *arg) {
+    *position_of(t, 0) = 0;
+    if (t->size == 1) {
+        fn(arg, 0);
+        return;
+    }
     if (++t->run == 0) { /* 2^32 runs: the counters' stamps start over */
         t->run = 1;
         memset(t->slots, 0, t->n_slots * t->slot_bytes);
     }
-    if (t->size == 1) {
-        t->width = 1;
-        *position_of(t, 0) = 0;
-        fn(arg, 0);
-        return;
+    t->fn = fn;
+    t->arg = arg;
+    atomic_store(&t->gate, (uint64_t)t->run << 32);
+    atomic_fetch_add(&t->bell, 1);
+    if (atomic_load(&t->sleepers)) futex_wake_all(&t->bell);
+    fn(arg, 0);
+    /* All work is done; only those who are inside, walking to the end, have to be waited for. */
+    uint64_t v = atomic_fetch_or(&t->gate, CLOSED) | CLOSED;
+    for (int i = 0; (uint32_t)v != CLOSED && i < SPINS; i++) {
+        pause_cpu();
+        v = atomic_load(&t->gate);
     }
-#pragma omp parallel num_threads(t->size)
-    {
-        *position_of(t, omp_get_thread_num()) = 0;
-#pragma omp single
-        t->width = omp_get_num_threads(); /* may be fewer than asked for */
-        fn(arg, omp_get_thread_num());
+    while ((uint32_t)v != CLOSED) {
+        uint32_t bell = atomic_load(&t->bell);
+        if ((uint32_t)(v = atomic_load(&t->gate)) != CLOSED) futex_wait(&t->bell, bell);
     }
-}
-
-static inline void pause_cpu(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
 }
 
 /* Share i of n things, and in how many pieces it is taken. */
 static size_t share_of(const phase *p, int i, size_t *from, size_t *to) {
-    size_t width = (size_t)p->team->width;
+    size_t width = (size_t)p->team->size;
     *from = p->n * (size_t)i / width;
     *to = p->n * ((size_t)i + 1) / width;
     return min_size(PIECES, *to - *from);
@@ -145,7 +231,7 @@ static size_t share_of(const phase *p, int i, size_t *from, size_t *to) {
 
 phase phase_begin(team *t, int thread, size_t n) {
     size_t at = (*position_of(t, thread))++;
-    struct phase_slot *slot = t->width == 1 ? NULL : (void *)(t->slots + at * t->slot_bytes);
+    struct phase_slot *slot = t->size == 1 ? NULL : (void *)(t->slots + at * t->slot_bytes);
     return (phase){.team = t, .slot = slot, .n = n, .thread = thread, .share = thread};
 }
 
@@ -163,12 +249,11 @@ static uint64_t count(_Atomic uint64_t *c, uint32_t run, uint64_t limit) {
 
 static void finish_piece(phase *p) {
     size_t total = 0, from, to;
-    for (int i = 0; i < p->team->width; i++)
+    for (int i = 0; i < p->team->size; i++)
         total += share_of(p, i, &from, &to);
     if (count(&p->slot->done.pieces, p->team->run, total) + 1 < total) return;
     atomic_store(&p->slot->end, p->team->run);
-    if (atomic_load(&p->slot->sleepers))
-        syscall(SYS_futex, &p->slot->end, FUTEX_WAKE_PRIVATE, p->team->width, NULL, NULL, 0);
+    if (atomic_load(&p->slot->sleepers)) futex_wake_all(&p->slot->end);
 }
 
 static void wait_for_end(phase *p) {
@@ -179,7 +264,7 @@ static void wait_for_end(phase *p) {
     }
     atomic_fetch_add(&p->slot->sleepers, 1);
     for (uint32_t seen; (seen = atomic_load(end)) != p->team->run;)
-        syscall(SYS_futex, end, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+        futex_wait(end, seen);
     atomic_fetch_sub(&p->slot->sleepers, 1);
 }
 
@@ -193,7 +278,7 @@ bool phase_next(phase *p) {
     }
     if (p->busy) finish_piece(p);
     p->busy = false;
-    for (int tried = 0; tried < p->team->width; tried++) {
+    for (int tried = 0; tried < p->team->size; tried++) {
         size_t from, to, pieces = share_of(p, p->share, &from, &to);
         uint64_t c = count(&p->slot->taken[p->share].pieces, p->team->run, pieces);
         if (c < pieces) {
@@ -201,7 +286,7 @@ bool phase_next(phase *p) {
             p->to = from + (to - from) * (c + 1) / pieces;
             return p->busy = true;
         }
-        p->share = (p->share + 1) % p->team->width;
+        p->share = (p->share + 1) % p->team->size;
     }
     wait_for_end(p);
     return false;

@@ -29,7 +29,8 @@ void team_lock(team *t);
 void team_unlock(team *t);
 /* Makes room for runs of up to `phases` phases. */
 linnet_status team_reserve(team *t, size_t phases, linnet_error *err);
-/* Runs fn(arg, thread) on every thread, thread 0 being the caller's. */
+/* Runs fn(arg, thread) on thread 0 = the caller's, and on every worker that comes in time. Returns
+ * when all have left. */
 void team_run(team *t, void (*fn)(void *arg, int thread), void *arg);
 
 typedef struct {

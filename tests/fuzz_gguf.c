@@ -58,7 +58,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             dequantize_row((dtype)t->type, p, x, info->block);
             sink += x[0] > 0;
         }
-        gguf_release(g, t);
+        gguf_release(g, t, 0, t->bytes);
     }
     gguf_close(g);
     return 0;

@@ -500,7 +500,7 @@ static void check_good(const gguf *g) {
     assert_int_equal(gguf_read(g, t, 13, 0, scratch, &data, &err), LINNET_ERR_ARGUMENT);
     assert_int_equal(gguf_read(g, t, UINT64_MAX, 2, scratch, &data, &err), LINNET_ERR_ARGUMENT);
     for (size_t k = 0; k < gguf_n_tensors(g); k++)
-        gguf_release(g, gguf_tensor_at(g, k));
+        gguf_release(g, gguf_tensor_at(g, k), 0, gguf_tensor_at(g, k)->bytes);
     assert_int_equal(gguf_read(g, t, 0, 12, scratch, &data, &err), 0);
     memcpy(scratch, data, 12);
     assert_true(scratch[1] == 2);

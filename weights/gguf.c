@@ -907,11 +907,11 @@ linnet_status gguf_read(const gguf *g, const gguf_tensor *t, uint64_t offset, si
     return read_at(g, scratch, t->offset + offset, bytes, err);
 }
 
-void gguf_release(const gguf *g, const gguf_tensor *t) {
+void gguf_release(const gguf *g, const gguf_tensor *t, uint64_t offset, uint64_t bytes) {
     if (!g->map) return;
-    /* Whole pages inside the tensor; its neighbours' stay. Only a hint, so errors do not matter. */
+    /* Whole pages inside the range; its neighbours' stay. Only a hint, so errors do not matter. */
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    size_t from = round_up((size_t)t->offset, page);
-    size_t to = (size_t)(t->offset + t->bytes) / page * page;
+    size_t from = round_up((size_t)(t->offset + offset), page);
+    size_t to = (size_t)(t->offset + offset + bytes) / page * page;
     if (from < to) madvise((char *)g->map + from, to - from, MADV_DONTNEED);
 }

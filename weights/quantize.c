@@ -144,7 +144,7 @@ static linnet_status convert(job *j, const gguf_tensor *t, dtype to, linnet_erro
             !j->options->progress(j->options->user, t->name, j->done, j->total))
             return fail(err, LINNET_ERR_CANCELLED, "the conversion of %s was cancelled", path);
     }
-    gguf_release(j->in, t);
+    gguf_release(j->in, t, 0, t->bytes);
     return LINNET_OK;
 }
 
