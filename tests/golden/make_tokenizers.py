@@ -17,6 +17,7 @@ goldens can be remade without the text; delete them to train anew.
   strings.bin    20,000 strings: u16 length, bytes
   ids.bin        per reference: name (16 bytes), one 64-bit FNV-1a of the ids per block of 8 strings
   ids.txt        all ids of some strings, for people
+  long.txt       number and hash of the ids of all strings as one text, joined by "" and by " "
   invalid.txt    bytes that are not UTF-8 (hex) and the ids of bytes.decode(errors="replace")
   chat.txt       published chat templates, conversations, and ids from apply_chat_template
 """
@@ -150,9 +151,9 @@ def train_bpe(lines):
     model = json.loads(t.to_str())["model"]
     gone = {byte_letters()[b] for b in MISSING_BYTES}
     tokens = [s for s, _ in sorted(model["vocab"].items(), key=lambda x: x[1])
-              if not set(s) & gone]
+              if not set(s) & gone and s not in CONTROL + USER]
     merges = [m if isinstance(m, list) else m.split(" ") for m in model["merges"]]
-    merges = [m for m in merges if not set("".join(m)) & gone]
+    merges = [m for m in merges if {*m, "".join(m)} <= set(tokens)]
     # Reachable only where merges are ignored for whole pieces.
     unmergeable = [s for s in ["ĠEmma", "Knightley", "Ġdrawing", "ĠBertram", "123", "Ġcouldn",
                                "Ġ...", "ĠPrice", "éĢĻ"] if s not in tokens]
@@ -339,6 +340,14 @@ def main():
         for name, ids in results.items():
             for k in [*range(0, 10), *range(100, 108)]:
                 f.write(f"{name} {k} {' '.join(map(str, ids[k]))}\n")
+
+    with open(os.path.join(OUT, "long.txt"), "w") as f:
+        for joint in ("", " "):
+            text = joint.join(strings)
+            for name, ids in (("sp", sp.encode(text)),
+                              ("smollm", bpe_reference(vocab, "smollm", False).encode(
+                                  text, add_special_tokens=False).ids)):
+                f.write(f"{name} {len(joint)} {len(ids)} {fnv([ids]):016x}\n")
 
     bad = [b"\xff", b"a\xffb", b"\xe4\xb8", b"\xe4\xb8a", b"\xf0\x9f\x98", b"\xf0\x9f\x98\x80\x80",
            b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\x80 \x80", b"\xe0\x80\x80",
