@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from .checkpoint import FLOATS, open_checkpoint
+from .checkpoint import FLOATS, open_checkpoint, to_float32
 from .errors import ExportError, note
 from .families import make_plan
 from .families.base import Out
@@ -52,9 +52,10 @@ def settle_twin(plan, tensors):
         return
     embedding, head = (tensors.get(n) for n in plan.twin)
     plan.ignorable.append(re.escape(plan.twin[1]))
-    if embedding is None or head.shape != embedding.shape or head.dtype != embedding.dtype:
-        return
-    if not np.array_equal(embedding.read(), head.read()):
+    if embedding.shape != head.shape:
+        raise ExportError(f"{head.file}: tensor {head.name} has shape {list(head.shape)}, expected "
+                          f"{list(embedding.shape)} as {embedding.name}, to which it is tied")
+    if not np.array_equal(*(to_float32(t.read(), t.dtype) for t in (embedding, head))):
         plan.notes.append(f"tie_word_embeddings is true but {head.name} differs from "
                           f"{embedding.name}; both are kept, as transformers does")
         plan.tensors.append(Out("output.weight", (head.name,), (head.shape,)))

@@ -258,8 +258,6 @@ def read_post_processor(vocab, processor):
             single = step.get("single") or [{}]
             vocab.add["bos"] = "SpecialToken" in single[0]
             vocab.add["eos"] = "SpecialToken" in single[-1]
-        elif step.get("type") == "ByteLevel" and vocab.add["bos"] is None:
-            vocab.add["bos"] = False
 
 
 # ---- vocab.json + merges.txt -----------------------------------------------------------------------

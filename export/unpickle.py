@@ -17,6 +17,7 @@ from .errors import ExportError
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MAX_PICKLE = 1 << 30
+ZIP_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 STORAGES = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16",
             "BFloat16Storage": "BF16", "LongStorage": "I64", "IntStorage": "I32",
@@ -147,7 +148,7 @@ class Unpickler(pickle.Unpickler):
 def unpickle(file, path, storage):
     try:
         return Unpickler(file, path, storage).load()
-    except (ExportError, OSError, MemoryError):
+    except (ExportError, OSError):
         raise
     except Exception as e:  # a damaged pickle can raise nearly anything
         raise ExportError(f"{path} is damaged: {type(e).__name__}: {e!s:.200}")
@@ -162,6 +163,8 @@ def load_zip(path):
     prefix = pickles[0][:-len("data.pkl")]
     if prefix + "byteorder" in names and archive.read(prefix + "byteorder").strip() != b"little":
         raise ExportError(f"{path} is big-endian, only little-endian files are read")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in names.values()):
+        raise ExportError(f"{path} is compressed, which torch.save never does")
     if names[pickles[0]].file_size > MAX_PICKLE:
         raise ExportError(f"{path} has a pickle of {names[pickles[0]].file_size} bytes, too large")
 
@@ -176,7 +179,7 @@ def load_zip(path):
             with zipfile.ZipFile(path) as z:  # reopened: a handle kept open would hold the file
                 try:
                     return z.read(info.filename)
-                except (zipfile.BadZipFile, EOFError) as e:
+                except ZIP_ERRORS as e:
                     raise ExportError(f"{path} is damaged: {e}")
         return Storage(dtype=dtype, numel=numel, fetch=fetch)
 
@@ -250,7 +253,7 @@ def load_torch(path):
     try:
         if zipfile.is_zipfile(path):
             return flatten(load_zip(path), path)
-    except zipfile.BadZipFile as e:
+    except ZIP_ERRORS as e:
         raise ExportError(f"{path} is damaged: {e}")
     with open(path, "rb") as f:
         head = f.read(2)

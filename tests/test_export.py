@@ -16,6 +16,7 @@ import tempfile
 import types
 import unittest
 import zipfile
+from unittest import mock
 from argparse import Namespace
 from collections import OrderedDict
 
@@ -303,6 +304,9 @@ class Families(Case):
         _, got = self.read(self.export(self.folder(c, other)))
         self.assertTrue(np.array_equal(self.values(got["output.weight"]), other["lm_head.weight"]))
         self.assertIn("both are kept", self.said)
+        wrong = dict(t, **{"lm_head.weight": random(99, V, D + 1)})
+        self.refused(r"lm_head.weight has shape \[40, 33\], expected \[40, 32\] as model.embed",
+                     self.folder(c, wrong))
         head_only = {("lm_head.weight" if n == "model.embed_tokens.weight" else n): a
                      for n, a in t.items()}
         _, got = self.read(self.export(self.folder(c, head_only)))
@@ -532,6 +536,10 @@ class Refusals(Case):
                 ({"hidden_size": 0}, "hidden_size is 0, expected an integer of at least 1"),
                 ({"hidden_size": 1 << 40}, "hidden_size is 1099511627776"),
                 ({"hidden_size": True}, "hidden_size is True"),
+                ({"hidden_size": float("inf")}, "hidden_size is inf"),
+                ({"hidden_size": 32.5}, "hidden_size is 32.5"),
+                ({"rope_scaling": {"type": 3}}, "type is 3, expected a string"),
+                ({"rope_scaling": {"rope_theta": 1e4, "mrope_section": [1]}}, "mrope_section"),
                 ({"hidden_size": 34}, "hidden_size 34 is not a multiple of num_attention_heads 4"),
                 ({"num_key_value_heads": 3}, "a multiple of num_key_value_heads 3"),
                 ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, expected a number above 0"),
@@ -571,6 +579,9 @@ class Refusals(Case):
             with self.subTest(key):
                 self.refused(f"{key} = {value!r} is not supported",
                              self.folder(dict(GPT2, **change), gpt2_tensors()))
+
+        self.refused("n_embd 32 is not a multiple of n_head 5",
+                     self.folder(dict(GPT2, n_head=5), gpt2_tensors()))
 
     def test_tensors(self):
         name = "model.layers.1.mlp.up_proj.weight"
@@ -645,6 +656,16 @@ class Refusals(Case):
             self.export(f, out=self.tmp)
         with self.assertRaisesRegex(ExportError, "/none does not exist"):
             self.export(f, out=self.tmp + "/none/x.gguf")
+        with mock.patch("os.access", return_value=False):  # as anyone but root would find it
+            self.refused("cannot be written to", f)
+
+    def test_full_disk(self):
+        with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")):
+            self.refused("No space left on device", self.folder())
+
+    def test_huge_json(self):
+        with mock.patch("export.checkpoint.MAX_JSON", 10):
+            self.refused("is larger than 0 MB", self.folder())
 
 
 class Pickles(Case):
@@ -720,6 +741,68 @@ class Pickles(Case):
                 with contextlib.suppress(ExportError, OSError, MemoryError):
                     self.export(f)
 
+    def rewrite(self, change, **kw):
+        """A good zip file with its entries passed through change(name, data) -> data or None."""
+        f = self.folder(tensors={})
+        path = f + "/pytorch_model.bin"
+        save_torch(path, llama_tensors())
+        with zipfile.ZipFile(path) as z:
+            entries = [(n, change(n, z.read(n))) for n in z.namelist()]
+        with zipfile.ZipFile(path, "w", **kw) as z:
+            for name, data in entries:
+                if data is not None:
+                    z.writestr(name, data)
+        return f
+
+    def test_zip_archives(self):
+        key = "archive/data/3"
+        self.export(self.rewrite(lambda n, x: x))
+        for change, pattern in ((lambda n, x: None if n == key else x, "storage 3 has 0 bytes, expected"),
+                                (lambda n, x: x[:-1] if n == key else x, "storage 3 has [0-9]+ bytes"),
+                                (lambda n, x: b"big" if n.endswith("order") else x, "is big-endian")):
+            self.refused(pattern, self.rewrite(change))
+        self.refused("is compressed", self.rewrite(lambda n, x: x, compression=zipfile.ZIP_DEFLATED))
+        with mock.patch("export.unpickle.MAX_PICKLE", 10):
+            self.refused("has a pickle of [0-9]+ bytes, too large", self.rewrite(lambda n, x: x))
+
+    def test_legacy_stream(self):
+        f = self.folder(tensors={})
+        t = {"lm_head.weight": random(1, V, D)}
+        save_torch(f + "/pytorch_model.bin", t, legacy=True)
+        with open(f + "/pytorch_model.bin", "rb") as g:
+            data = g.read()
+        magic, protocol = (pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001))
+        system = pickle.dumps({"protocol_version": 1001, "little_endian": True, "type_sizes": {}}, 2)
+        head = magic + protocol + system
+        self.assertTrue(data.startswith(head))
+        keys = pickle.dumps(["0"], 2)
+        at = data.rindex(keys)
+        big = magic + protocol + pickle.dumps({"little_endian": False}, 2)
+        for broken, pattern in ((magic + pickle.dumps(1002, 2), "unknown torch.save protocol"),
+                                (big + data[len(head):], "is big-endian"),
+                                (data[:at] + pickle.dumps(3, 2) + data[at + len(keys):], "no list of"),
+                                (data[:at] + pickle.dumps(["7"], 2) + data[at + len(keys):], "truncated"),
+                                (data[:at] + pickle.dumps([], 2) + data[at + len(keys):], "is missing"),
+                                (data[:at] + keys + struct.pack("<q", 3) + b"0" * 12, "has 3 numbers")):
+            self.write(f, "pytorch_model.bin", broken)
+            self.refused(pattern, self.only_head(f))
+
+    def only_head(self, folder):
+        """The other tensors in a second shard, so that the broken one is needed."""
+        save_safetensors(folder + "/rest.safetensors",
+                         {n: a for n, a in llama_tensors().items() if n != "lm_head.weight"})
+        self.write(folder, "pytorch_model.bin.index.json", {"weight_map": {
+            "lm_head.weight": "head.bin", "model.norm.weight": "rest.safetensors"}})
+        if os.path.exists(folder + "/pytorch_model.bin"):
+            os.replace(folder + "/pytorch_model.bin", folder + "/head.bin")
+        return folder
+
+    def test_a_tensor_without_a_storage(self):
+        raw = b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00))tR."
+        self.refused("is damaged: UnpicklingError: a tensor without a storage", self.source(raw))
+        for raw in (b"(X\x01\x00\x00\x00aK\x01tQ.", b"K\x05Q."):
+            self.refused("a storage reference of an unknown form", self.source(raw))
+
     def test_not_a_checkpoint(self):
         for raw, pattern in ((b"hello", "neither a zip archive nor a pickle"), (b"", "is empty"),
                              (pickle.dumps([1, 2], 2), "is not a torch.save file"),
@@ -791,7 +874,16 @@ class Tokenizers(Case):
             with self.subTest(name):
                 meta = self.meta(tokenizer__json=tokenizer_json(pre, ignore_merges=ignore))
                 self.assertEqual((meta[self.T + "model"], meta[self.T + "pre"]), ("gpt2", name))
+        removed = split_then_bytes(LLAMA3.replace("{1,3}", ""))
+        removed["pretokenizers"][0].update(behavior="Removed", invert=True)
+        meta = self.meta(tokenizer__json=tokenizer_json(removed))
+        self.assertEqual(meta[self.T + "pre"], "qwen2")
+        merged = split_then_bytes("x")
+        merged["pretokenizers"][0].update(behavior="MergedWithNext")
+        twice = {"type": "Sequence", "pretokenizers": [BYTE_LEVEL, BYTE_LEVEL]}
         for pre, pattern in ((None, "there is no pre-tokenizer"),
+                             (merged, "a Split with 'MergedWithNext' is not supported"),
+                             (twice, "a ByteLevel after ByteLevel is not supported"),
                              ({"type": "Whitespace"}, "'Whitespace' is not supported"),
                              (split_then_bytes(r"\w+"), "is not one that is known"),
                              (split_then_bytes(TEKKEN), "is not one that is known"),  # ignore_merges off
@@ -846,6 +938,13 @@ class Tokenizers(Case):
         self.assertEqual((meta[self.T + "pre"], meta[self.T + "merges"]), ("gpt-2", ["a b", "# #"]))
         self.refused("tokenizer_class 'Odd' does not tell", self.folder(
             **files, tokenizer_config__json={"tokenizer_class": "Odd"}))
+        source = self.folder(GPT2, **files, added_tokens__json={"<|x|>": 7, "ab": 2})
+        meta, _ = self.read(self.export(source))
+        self.assertEqual((meta[self.T + "pre"], meta[self.T + "tokens"][7],
+                          meta[self.T + "token_type"][2:8]), ("gpt-2", "<|x|>", [1, 1, 1, 5, 5, 3]))
+        self.refused("add_prefix_space is not supported with byte-level", self.folder(
+            GPT2, **files, tokenizer_config__json={"tokenizer_class": "GPT2Tokenizer",
+                                                   "add_prefix_space": True}))
 
     def test_refusals(self):
         good = lambda **m: tokenizer_json(BYTE_LEVEL, **m)
@@ -954,6 +1053,35 @@ class SentencePiece(Case):
         self.refused("'a' . 'b' make a token without being a merge",
                      self.fallback(prepend, merges=["\u2581 a"]))
 
+    def test_llama_tokenizer_json_without_unknown(self):
+        for named, expected in (("<unk>", 2), (None, None)):
+            source = self.fallback({"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+                                   tokenizer_config__json={"unk_token": named})
+            with open(source + "/tokenizer.json") as f:
+                tj = json.load(f)
+            tj["model"]["unk_token"] = None
+            self.write(source, "tokenizer.json", tj)
+            if expected:
+                meta, _ = self.read(self.export(source))
+                self.assertEqual(meta[self.T + "token_type"][0], expected)
+            else:
+                self.refused("has no unknown token, which SentencePiece needs", source)
+
+    def test_merges_out_of_order(self):
+        tokens = {t: i for i, t in enumerate(["<unk>", "\u2581", *"abcdefgh"])}
+        with mock.patch("export.tokenizer.MOST_TIES", 3):
+            tj = tokenizer_json({"type": "Metaspace", "replacement": "\u2581", "split": False,
+                                 "prepend_scheme": "always"}, tokens,
+                                ["a bc", "c d", "e f", "g h", "b c", "a b", "ab c"], [special(0, "<unk>")],
+                                byte_fallback=True, unk_token="<unk>")
+            self.refused("not in the order of a SentencePiece model", self.folder(tokenizer__json=tj))
+
+    def test_tokenizer_json_beside_another_kind_of_model(self):
+        source = self.folder(tokenizer__model=base64.b64encode(b"abc") + b" 0\n",
+                             tokenizer__json=tokenizer_json(BYTE_LEVEL))
+        self.assertEqual(self.read(self.export(source))[0][self.T + "pre"], "gpt-2")
+        self.assertIn("is not a SentencePiece model", self.said)
+
 
 # ---- the command line ------------------------------------------------------------------------------
 
@@ -986,6 +1114,20 @@ class CommandLine(Case):
         r = self.command("--help")
         self.assertEqual((r.returncode, r.stderr), (0, ""))
         self.assertIn("--tokenizer", r.stdout)
+
+    def test_progress_bar(self):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+        with contextlib.redirect_stderr(Terminal()) as screen:
+            run(Namespace(source=self.folder(), out=self.tmp + "/x.gguf", type=None, tokenizer=None))
+        self.assertIn("writing [##############################] 100%", screen.getvalue())
+
+    def test_interrupt_leaves_nothing(self):
+        with mock.patch("export.writer.encode", side_effect=KeyboardInterrupt):
+            with self.assertRaises(KeyboardInterrupt):
+                self.export(self.folder())
+        self.assertEqual(os.listdir(os.path.dirname(self.out)), [])
 
     def test_unforeseen_errors_are_sentences(self):
         source = self.folder(tokenizer__json=tokenizer_json(BYTE_LEVEL),

@@ -29,7 +29,7 @@ class Config:
         key, v = self.find(keys, default)
         if v is default:
             return v
-        if type(v) is float and v == int(v):
+        if type(v) is float and v.is_integer():
             v = int(v)
         if type(v) is not int or not low <= v < high:
             raise ExportError(f"{self.path}: {key} is {v!r:.60}, expected an integer of at least {low}")
@@ -160,8 +160,7 @@ def rope(config, plan, head_dim):
     plan.u32("rope.dimension_count", head_dim)
     for c in (params, config):
         c.only("partial_rotary_factor", 1, 1.0)
-    if params.values.get("mrope_section") is not None:
-        refuse_present(params, "mrope_section")
+    refuse_present(params, "mrope_section")
 
     kind = params.str("rope_type", "type", default="default")
     if kind == "default":
