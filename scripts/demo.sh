@@ -49,6 +49,6 @@ if [ "${1:-}" = --path ]; then
     echo "$model"
     exit
 fi
-question=${1:-"Why do leaves change color in autumn? Answer in two sentences."}
+question=${1:-"Give me three tips for sleeping well."}
 echo "> $question"
 printf '%s\n' "${question//$'\n'/ }" | ./linnet chat "$model" -n 200 --stats

@@ -505,6 +505,14 @@ try tokenize "$chat" --messages "$work/both.jsonl"
 n=$(wc -w <"$work/out")
 talk $'one\ntwo\n' --system S --stats
 check "the second turn feeds only what is new" err_has "tok/s ($((n - 3))), decode"
+# The session of a conversation is the one that a single prefill of the same tokens makes.
+talk $'one\ntwo\n' --system S --stats
+sed 's/.*logits //' "$work/err" >"$work/hash"
+sed 's/], "add_generation_prompt": true/, {"role": "assistant", "content": "AAA"}]/' "$work/both.jsonl" >"$work/all.jsonl"
+try tokenize "$chat" --messages "$work/all.jsonl"
+sed 's/ 261 10$//' "$work/out" >"$work/ids" # up to the end of the answer
+try logits "$chat" --ids "$work/ids" -o "$work/all.npy" --activations auto --stats --quiet
+check "two turns give the logits of one prefill" eval 'sed "s/.*logits //" "$work/err" | cmp -s - "$work/hash"'
 # A stop text leaves the session with more than was shown: the next turn starts from the messages.
 talk $'one\ntwo\n' --stop AA --stats
 check "after a --stop the conversation is fed anew" out_is $'\n'
