@@ -2,8 +2,8 @@
 torch.save files, single or sharded. Tensors are read one at a time; nothing here needs PyTorch."""
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 

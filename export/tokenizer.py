@@ -84,7 +84,7 @@ def find_vocab(folder):
     return vocab
 
 
-# ---- SentencePiece ---------------------------------------------------------------------------------
+# ---- SentencePiece ----------------------------------------
 
 def from_sentencepiece(path, alone):
     with open(path, "rb") as f:
@@ -110,7 +110,7 @@ def from_sentencepiece(path, alone):
     return vocab
 
 
-# ---- tokenizer.json --------------------------------------------------------------------------------
+# ---- tokenizer.json ----------------------------------------
 
 def from_json(path):
     value = read_json(path)
@@ -260,7 +260,7 @@ def read_post_processor(vocab, processor):
             vocab.add["eos"] = "SpecialToken" in single[-1]
 
 
-# ---- vocab.json + merges.txt -----------------------------------------------------------------------
+# ---- vocab.json + merges.txt ----------------------------------------
 
 PRE_OF_CLASS = {"GPT2Tokenizer": "gpt-2", "GPT2TokenizerFast": "gpt-2", "Qwen2Tokenizer": "qwen2",
                 "Qwen2TokenizerFast": "qwen2"}
@@ -285,7 +285,7 @@ def from_merges(folder):
     return byte_level(checked_vocab(read_json(path), path), merges, PRE_OF_CLASS[kind])
 
 
-# ---- tokens on top, special tokens, templates ------------------------------------------------------
+# ---- tokens on top, special tokens, templates ----------------------------------------
 
 def add_token(vocab, i, entry, path):
     text = entry.get("content") if isinstance(entry, dict) else None

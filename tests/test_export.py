@@ -16,20 +16,20 @@ import tempfile
 import types
 import unittest
 import zipfile
-from unittest import mock
 from argparse import Namespace
 from collections import OrderedDict
+from unittest import mock
 
 import numpy as np
+from gguf import GGMLQuantizationType as Q
 from gguf import GGUFReader
 from gguf.quants import dequantize, quantize
-from gguf import GGMLQuantizationType as Q
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from export.errors import ExportError  # noqa: E402
-from export.job import run  # noqa: E402
-from export.sentencepiece import add_pieces, length  # noqa: E402
+from export.errors import ExportError
+from export.job import run
+from export.sentencepiece import add_pieces, length
 
 V, D, I, L, H, KV, d = 40, 32, 64, 2, 4, 2, 8
 LLAMA = dict(model_type="llama", vocab_size=V, hidden_size=D, intermediate_size=I,
@@ -81,7 +81,7 @@ def gpt2_tensors(inner=4 * D):
     return {"transformer." + n: random(k, *s) for k, (n, s) in enumerate(shapes.items())}
 
 
-# ---- writers of checkpoints ------------------------------------------------------------------------
+# ---- writers of checkpoints ----------------------------------------
 
 ST_NAMES = {"float32": "F32", "float16": "F16", "uint16": "BF16", "int64": "I64", "float64": "F64",
             "bool": "BOOL"}
@@ -818,7 +818,7 @@ class Pickles(Case):
         self.refused("a zip archive without data.pkl", f)
 
 
-# ---- tokenizers ------------------------------------------------------------------------------------
+# ---- tokenizers ----------------------------------------
 
 def tokenizer_json(pre, tokens=None, merges=("a b", "c d"), added=(), **model):
     tokens = dict(tokens or {c: i for i, c in enumerate("abcdefghij")})
@@ -1083,7 +1083,7 @@ class SentencePiece(Case):
         self.assertIn("is not a SentencePiece model", self.said)
 
 
-# ---- the command line ------------------------------------------------------------------------------
+# ---- the command line ----------------------------------------
 
 class CommandLine(Case):
     def command(self, *args, python=(sys.executable,), cwd=ROOT, env=None):

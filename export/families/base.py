@@ -1,7 +1,8 @@
 """What every family needs: a checked view of config.json and the plan that the writer follows."""
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -77,9 +78,9 @@ class Out:
     name: str
     sources: tuple
     shapes: tuple
-    make: Optional[Callable] = None
+    make: Callable | None = None
     f32: bool = False              # norms, biases, positions: never anything else
-    value: Optional[np.ndarray] = None  # a constant of this file instead of a source
+    value: np.ndarray | None = None  # a constant of this file instead of a source
 
     @property
     def shape(self):
@@ -100,7 +101,7 @@ class Plan:
     ignorable: list = field(default_factory=list)  # regular expressions for full names
     notes: list = field(default_factory=list)
     tied: bool = False
-    twin: Optional[tuple] = None   # tied by name (embedding, head), but both are in the file
+    twin: tuple | None = None   # tied by name (embedding, head), but both are in the file
 
     def u32(self, key, value):
         self.metadata.append((f"{self.arch}.{key}", "u32", value))

@@ -5,8 +5,15 @@ from functools import partial
 import numpy as np
 
 from ..errors import ExportError
-from .base import (COMMON_IGNORABLE, Plan, choose_prefix, refuse_foreign_options, rope, windows,
-                   write_windows)
+from .base import (
+    COMMON_IGNORABLE,
+    Plan,
+    choose_prefix,
+    refuse_foreign_options,
+    rope,
+    windows,
+    write_windows,
+)
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 
