@@ -137,8 +137,7 @@ struct sp_model {
     std::string raw;              // what their texts point into
     bool dummy_prefix = false;
     bool own_prefix = false; // the shim, not the library, adds the dummy prefix
-    bool may_cut = false;
-    bool crossing[256] = {}; // some piece has a space after a character that ends in this byte
+    size_t overlap = 0;      // of the windows that long texts are encoded in; 0: whole texts
 };
 
 namespace {
@@ -147,25 +146,21 @@ linnet_status no_memory(const char *path, linnet_error *err) {
     return fail(err, LINNET_ERR_MEMORY, "%s: no memory for the SentencePiece model", path);
 }
 
-// Fills what sp_encode needs to know about cutting. A merge only ever makes a piece, so where no
-// piece has a space behind another character, the two sides of such a space never meet. Unused
-// pieces are taken apart by a table that belongs to the whole text: then nothing is cut.
-void find_crossings(sp_model *m, const sp_piece *pieces, size_t n) {
-    m->may_cut = true;
+// Texts longer than this are encoded window by window: the library's queue then stays in the cache.
+const size_t window_bytes = 4096;
+
+// Decides whether windows give the same ids (see encode_windows), and how much they overlap. Unused
+// pieces are taken apart by a table that belongs to the whole text, and a run of unknown characters
+// without byte pieces is one token: then texts are encoded whole.
+void plan_windows(sp_model *m, const sp_piece *pieces, size_t n, bool byte_fallback) {
+    size_t longest = 0;
+    m->overlap = 0;
     for (size_t i = 0; i < n; i++) {
-        const sp_piece &s = pieces[i];
-        if (s.type == TOKEN_UNUSED) m->may_cut = false;
-        if (s.type == TOKEN_CONTROL || s.type == TOKEN_UNKNOWN || s.type == TOKEN_BYTE) continue;
-        bool after_space = true;
-        for (size_t k = 0; k < s.n; k++) {
-            bool mark = s.n - k >= 3 && !memcmp(s.text + k, space_mark, 3);
-            bool space = mark || s.text[k] == ' ';
-            if (space && !after_space)
-                m->crossing[static_cast<unsigned char>(s.text[k - 1])] = true;
-            after_space = space;
-            if (mark) k += 2;
-        }
+        if (pieces[i].type == TOKEN_UNUSED) return;
+        if (pieces[i].type == TOKEN_NORMAL || pieces[i].type == TOKEN_USER)
+            longest = std::max(longest, pieces[i].n);
     }
+    if (byte_fallback && longest <= window_bytes / 8) m->overlap = 2 * longest + 64;
 }
 
 // The longest chain of user-defined pieces that start with one another.
@@ -291,7 +286,7 @@ linnet_status build(sp_model *m, const sp_piece *pieces, size_t n, bool dummy_pr
 
     m->dummy_prefix = dummy_prefix;
     m->own_prefix = true;
-    find_crossings(m, pieces, n);
+    plan_windows(m, pieces, n, n_bytes == 256);
     return load(m, proto, path, err);
 }
 
@@ -406,52 +401,124 @@ linnet_status open_raw(sp_model *m, const void *data, size_t n, const char *path
         std::string part;
         put_int(part, NORMALIZER_DUMMY_PREFIX, 0);
         put_bytes(proto, MODEL_NORMALIZER, part.data(), part.size());
-        if (t.model_type == MODEL_TYPE_BPE) find_crossings(m, m->pieces.data(), m->pieces.size());
+        if (t.model_type == MODEL_TYPE_BPE)
+            plan_windows(m, m->pieces.data(), m->pieces.size(), t.byte_fallback);
     }
     return load(m, proto, path, err);
 }
 
-// Enough for the library to work well, little enough to stay in the cache.
-const size_t cut_bytes = 1024;
+linnet_status encode_part(const sp_model *m, absl::string_view text, std::vector<int> *ids,
+                          linnet_error *err) {
+    const auto status = m->processor.Encode(text, ids);
+    if (status.ok()) return LINNET_OK;
+    return fail(err, LINNET_ERR_ARGUMENT, "SentencePiece cannot encode the text: %s",
+                status.error_message());
+}
 
-// The end of a piece of text that starts at `at`: at the last byte, or before a space that can be
-// cut at. The character before is not a space and no piece holds it and a space after it; a bad
-// byte there would count as U+FFFD, which ends in 0xBD.
-size_t next_cut(const sp_model *m, const char *text, size_t n, size_t at) {
-    if (!m->may_cut) return n;
-    for (size_t i = at + cut_bytes; i < n; i++) {
-        if (text[i] != ' ') continue;
-        unsigned char before = static_cast<unsigned char>(text[i - 1]);
-        if (before == ' ' || m->crossing[before]) continue;
-        if (before >= 0x80 && m->crossing[0xBD]) continue;
-        if (before == 0x81 && !memcmp(text + i - 3, space_mark, 3)) continue;
-        return i;
+linnet_status push_all(id_list *out, const std::vector<int> &ids, size_t n, linnet_error *err) {
+    linnet_status status = LINNET_OK;
+    for (size_t i = 0; i < n && !status; i++)
+        status = ids_push(out, ids[i], err);
+    return status;
+}
+
+// The text as the normalizer sees it, but with plain spaces: U+2581 is one, a bad byte is U+FFFD.
+// Then a piece is as long as its text.
+std::string normal_text(const char *text, size_t n, bool prefix) {
+    std::string out(prefix ? 1 : 0, ' ');
+    out.reserve(n + 1);
+    for (size_t i = 0, length; i < n; i += length) {
+        bool good = utf8_step(text + i, n - i, &length) == 1;
+        if (!good) {
+            length = 1;
+            out += "\xEF\xBF\xBD";
+        } else if (length == 3 && !memcmp(text + i, space_mark, 3)) {
+            out += ' ';
+        } else {
+            out.append(text + i, length);
+        }
     }
+    return out;
+}
+
+// Bytes of such a text that the piece of this id stands for.
+size_t text_length(const sp_model *m, int id) {
+    if (m->processor.IsByte(id)) return 1;
+    const std::string &piece = m->processor.IdToPiece(id);
+    size_t n = piece.size();
+    for (size_t at = 0; (at = piece.find(space_mark, at)) != std::string::npos; at += 3)
+        n -= 2;
     return n;
+}
+
+bool is_inside_character(char c) {
+    return (static_cast<unsigned char>(c) & 0xC0) == 0x80;
+}
+
+// Encodes window after window, each from a token boundary of the one before, and accepts a boundary
+// when both windows have the same token behind it. That is exact: BPE joins the best pair, then the
+// leftmost, so what happens inside two neighbouring tokens is the same in every text in which no
+// merge crosses their outer boundaries. Take a sequence of tokens in which every two neighbours,
+// encoded alone, come out as themselves. The first merge of the whole text that crossed one of its
+// boundaries would also happen when those two neighbours are encoded alone; so there is none, and
+// the sequence is the encoding. Neighbours within one window have that property, and those at an
+// accepted boundary are neighbours in the window before. User-defined pieces are found from the
+// left, and are shorter than the overlap.
+linnet_status encode_windows(const sp_model *m, const std::string &text, id_list *out,
+                             linnet_error *err) {
+    std::vector<int> ids, next;
+    const absl::string_view all = text;
+    size_t at = 0, size = window_bytes;
+    linnet_status status = LINNET_OK;
+    auto window = [&](size_t from, std::vector<int> *to) {
+        size_t end = std::min(from + size, all.size());
+        while (end < all.size() && is_inside_character(all[end]))
+            end--;
+        status = encode_part(m, all.substr(from, end - from), to, err);
+        return end;
+    };
+    size_t end = window(at, &ids);
+    while (!status) {
+        if (end == all.size()) return push_all(out, ids, ids.size(), err);
+        // The last boundary that is far enough from the end.
+        size_t boundary = at, count = 0, k = 0;
+        for (size_t p = at; k < ids.size(); k++) {
+            if (p + m->overlap > end) break;
+            if (!is_inside_character(all[p])) boundary = p, count = k;
+            p += text_length(m, ids[k]);
+        }
+        size_t next_end = count ? window(boundary, &next) : 0;
+        if (status) break;
+        if (count && !next.empty() && next[0] == ids[count]) {
+            status = push_all(out, ids, count, err);
+            at = boundary;
+            end = next_end;
+            ids.swap(next);
+            size = window_bytes;
+        } else {
+            size *= 4; // see further; in the end the whole rest
+            end = window(at, &ids);
+        }
+    }
+    return status;
 }
 
 linnet_status encode(const sp_model *m, const char *text, size_t n, bool continues, id_list *out,
                      linnet_error *err) {
+    if (!n) return LINNET_OK;
+    bool prefix = m->own_prefix && m->dummy_prefix && !continues;
+    if (m->overlap && n > window_bytes)
+        return encode_windows(m, normal_text(text, n, prefix), out, err);
     std::vector<int> ids;
-    std::string part;
-    for (size_t at = 0, end; at < n; at = end) {
-        end = next_cut(m, text, n, at);
-        absl::string_view input(text + at, end - at);
-        if (at == 0 && m->own_prefix && m->dummy_prefix && !continues) {
-            part.assign(1, ' ');
-            part.append(text, end);
-            input = part;
-        }
-        const auto status = m->processor.Encode(input, &ids);
-        if (!status.ok())
-            return fail(err, LINNET_ERR_ARGUMENT, "SentencePiece cannot encode the text: %s",
-                        status.error_message());
-        for (int id : ids) {
-            linnet_status pushed = ids_push(out, id, err);
-            if (pushed) return pushed;
-        }
+    std::string prefixed;
+    absl::string_view input(text, n);
+    if (prefix) {
+        prefixed.assign(1, ' ');
+        prefixed.append(text, n);
+        input = prefixed;
     }
-    return LINNET_OK;
+    linnet_status status = encode_part(m, input, &ids, err);
+    return status ? status : push_all(out, ids, ids.size(), err);
 }
 
 } // namespace

@@ -1,8 +1,8 @@
 /* libsentencepiece behind a C interface: no exception, no C++ type leaves it.
  *
  * A model is either built from a `llama` vocabulary of a GGUF file or a raw model file in memory.
- * Long texts are handed to the library in pieces, cut only where no token could cross, which gives
- * the same ids faster and with bounded memory. */
+ * Long texts are handed to the library in overlapping windows, which gives the same ids (see
+ * encode_windows) faster and with bounded memory. */
 #ifndef SENTENCEPIECE_SHIM_H
 #define SENTENCEPIECE_SHIM_H
 
