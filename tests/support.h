@@ -36,7 +36,8 @@ static inline size_t read_ids(const char *path, int32_t *ids, size_t cap) {
     FILE *f = fopen(path, "r");
     size_t n = 0;
     if (!f) fail_msg("%s: cannot be opened", path);
-    while (n < cap && fscanf(f, "%d", &ids[n]) == 1) n++;
+    while (n < cap && fscanf(f, "%d", &ids[n]) == 1)
+        n++;
     fclose(f);
     return n;
 }

@@ -1,12 +1,21 @@
-/* The forward pass against upstream's logits (tests/golden/make_models.py), and against itself: however
- * the prompt is cut, whatever the threads, instruction set, mapping or neighbours, the bits are equal. */
+/* The forward pass against upstream's logits (tests/golden/make_models.py), and against itself:
+ * however the prompt is cut, whatever the threads, instruction set, mapping or neighbours, the bits
+ * are equal. */
 #include "support.h"
 
-static const char *const names[] = {
-    "llama_gqa_tied_llama3", "llama_mqa_linear", "llama_bias_yarn", "mistral_window",
-    "qwen2_windows",         "qwen3_yarn",       "gpt2",            "llama_f16",
-    "llama_bf16",            "llama_q8_0",       "llama_q4_0",      "llama_q4_1",
-    "llama_kquants"};
+static const char *const names[] = {"llama_gqa_tied_llama3",
+                                    "llama_mqa_linear",
+                                    "llama_bias_yarn",
+                                    "mistral_window",
+                                    "qwen2_windows",
+                                    "qwen3_yarn",
+                                    "gpt2",
+                                    "llama_f16",
+                                    "llama_bf16",
+                                    "llama_q8_0",
+                                    "llama_q4_0",
+                                    "llama_q4_1",
+                                    "llama_kquants"};
 enum { N_NAMES = sizeof names / sizeof *names, MAX_IDS = 512 };
 
 typedef struct {
@@ -28,7 +37,8 @@ static golden load(const char *name) {
     return g;
 }
 
-static float *run(const golden *g, linnet_model_options o, linnet_session_options so, size_t chunk) {
+static float *run(const golden *g, linnet_model_options o, linnet_session_options so,
+                  size_t chunk) {
     linnet_model *m = open_model(g->path, &o);
     linnet_session *s = open_session(m, &so);
     assert_int_equal(linnet_model_get_info(m)->n_rows, g->width);
@@ -36,8 +46,7 @@ static float *run(const golden *g, linnet_model_options o, linnet_session_option
     feed_all(s, g->ids, g->n, chunk, g->width, out);
     assert_memory_equal(linnet_session_logits(s), out + (g->n - 1) * g->width,
                         g->width * sizeof *out);
-    assert_int_equal(linnet_session_state_bytes(s),
-                     linnet_model_state_bytes(m, so.kv, g->n));
+    assert_int_equal(linnet_session_state_bytes(s), linnet_model_state_bytes(m, so.kv, g->n));
     linnet_session_free(s);
     linnet_model_close(m);
     return out;
@@ -142,8 +151,8 @@ static void batches_are_equal(void **state) {
         for (int i = 0; i < SESSIONS; i++) {
             size_t some = g.n - fed[i] < split[i] ? g.n - fed[i] : split[i];
             if (!some) continue;
-            items[n++] = (linnet_item){s[i], g.ids + fed[i], some, LINNET_LOGITS_ALL, collect_rows,
-                                       &at[i]};
+            items[n++] =
+                (linnet_item){s[i], g.ids + fed[i], some, LINNET_LOGITS_ALL, collect_rows, &at[i]};
             fed[i] += some;
         }
         if (!n) break;
