@@ -81,6 +81,8 @@ def find_vocab(folder):
         vocab = from_json(fast)
     if vocab is None and os.path.isfile(slow) and os.path.isfile(os.path.join(folder, "merges.txt")):
         vocab = from_merges(folder)
+    if vocab is None and os.path.isfile(os.path.join(folder, "tekken.json")):
+        note(f"{folder}/tekken.json is not read; a tokenizer.json of the same model is (--tokenizer)")
     return vocab
 
 

@@ -860,6 +860,8 @@ class Tokenizers(Case):
         meta = self.meta()
         self.assertNotIn(self.T + "model", meta)
         self.assertIn("has no tokenizer", self.said)
+        self.meta(tekken__json="{}")
+        self.assertIn("tekken.json is not read", self.said)
         self.refused("has no tokenizer; expected tokenizer.model", self.folder(),
                      tokenizer=self.folder(tensors={}))
 
