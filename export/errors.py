@@ -11,6 +11,12 @@ def note(text):
     print(f"export: {text}", file=sys.stderr, flush=True)
 
 
+def names(items, most=6):
+    """A list for one line of talk."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
 class Progress:
     """A bar on a terminal's stderr; nothing elsewhere."""
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from .checkpoint import FLOATS, open_checkpoint, to_float32
-from .errors import ExportError, note
+from .errors import ExportError, names, note
 from .families import make_plan
 from .families.base import Out
 from .tokenizer import load_tokenizer
@@ -84,5 +84,5 @@ def check_tensors(plan, tensors, source):
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise ExportError(f"{tensors[unknown[0]].file}: tensor {unknown[0]}{more} is neither used by "
                           f"a {plan.arch} model nor known to be ignorable")
-    for name in ignored:
-        note(f"ignored: {name}")
+    if ignored:
+        note(f"ignored: {names(ignored)}")

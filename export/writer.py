@@ -10,7 +10,7 @@ from gguf import GGUFWriter
 from gguf.quants import quant_shape_to_byte_shape, quantize
 
 from .checkpoint import to_float32
-from .errors import ExportError, Progress, note
+from .errors import ExportError, Progress, names, note
 
 TYPES = {"f32": Q.F32, "f16": Q.F16, "bf16": Q.BF16, "q8_0": Q.Q8_0, "q4_0": Q.Q4_0}
 SOURCE_TYPES = {"F64": Q.F32, "F32": Q.F32, "F16": Q.F16, "BF16": Q.BF16}
@@ -26,7 +26,7 @@ def choose_type(out, shape, source_dtype, wanted, tied):
     if wanted is None:
         return SOURCE_TYPES[source_dtype], None
     if wanted in (Q.Q8_0, Q.Q4_0) and shape[-1] % BLOCK:
-        return Q.F16, f"its rows of {shape[-1]} do not divide by {BLOCK}"
+        return Q.F16, f"rows of {shape[-1]} do not divide by {BLOCK}"
     if wanted == Q.Q4_0 and tied and out.name == "token_embd.weight":
         return Q.Q8_0, "the tied embedding is also the output matrix"
     return wanted, None
@@ -62,16 +62,19 @@ def add_value(w, key, kind, value):
 
 def write_model(path, plan, tensors, tokenizer, type_name, model_name):
     wanted = TYPES[type_name] if type_name else None
-    jobs, sizes = [], {}  # sizes: type -> numbers in matrices, to name the file's main type
+    jobs, wider = [], {}
+    sizes = {}  # type -> numbers in matrices, to name the file's main type
     for out in plan.tensors:
         shape = out.shape
         dtype = tensors[out.sources[0]].dtype if out.sources else "F32"
         target, why = choose_type(out, shape, dtype, wanted, plan.tied)
         if why:
-            note(f"{out.name} stays {target.name.lower()}: {why}")
+            wider.setdefault((target, why), []).append(out.name)
         if len(shape) > 1 and not out.f32:
             sizes[target] = sizes.get(target, 0) + int(np.prod(shape))
         jobs.append((out, shape, target))
+    for (target, why), which in wider.items():
+        note(f"{names(which)} {'stay' if len(which) > 1 else 'stays'} {target.name.lower()}: {why}")
     main = wanted if wanted is not None else max(sizes, key=sizes.get)
 
     w = GGUFWriter(None, plan.arch)
