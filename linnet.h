@@ -1,7 +1,6 @@
 /* linnet: run softmax, linearized and hybrid language models from one GGUF file.
  *
  * This header is the manual. A complete program:
- *
  *     linnet_error err;
  *     linnet_model *model;
  *     linnet_session *session;
@@ -19,14 +18,13 @@
  *     linnet_session_free(session);
  *     linnet_model_close(model);
  *
- * Model: immutable weights, config and tokenizer; shared by any number of sessions, closed after
- * the last of them. Session: one mutable timeline (tokens, state, last logits).
+ * Model: immutable weights, config and tokenizer, shared by any number of sessions. Session: one
+ * mutable timeline (tokens, state, last logits).
  *
  * Errors. Every function that can fail returns a linnet_status, 0 when it worked. If `err` is not
  * NULL it receives the code and one sentence that names the file, the thing, what was expected
- * and what was found. A failed call leaves its objects as they were unless it says otherwise.
- * The library never prints, exits, aborts on input, installs signal handlers or reads the
- * environment.
+ * and what was found. A failed call leaves its objects as they were unless it says otherwise. The
+ * library never prints, exits, aborts on input, installs signal handlers or reads the environment.
  *
  * Threads. One model may be used from many threads: calls that compute (feed, forward) take turns
  * on the model's thread team, the others run side by side. A session belongs to one thread at a
@@ -34,52 +32,42 @@
  */
 #ifndef LINNET_H
 #define LINNET_H
-
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
 #ifdef __cplusplus
 extern "C" {
 #endif
-
+#pragma GCC visibility push(default)
 #define LINNET_VERSION "0.1.0"
-#define LINNET_API __attribute__((visibility("default")))
-
 typedef enum {
     LINNET_OK = 0,
     LINNET_ERR_ARGUMENT,    /* a parameter is out of range */
     LINNET_ERR_IO,          /* the operating system refused: open, read, write, map */
     LINNET_ERR_FORMAT,      /* the file is damaged or contradicts itself */
-    LINNET_ERR_UNSUPPORTED, /* valid, but this build cannot run it: architecture, dtype, tokenizer */
+    LINNET_ERR_UNSUPPORTED, /* valid, but this build cannot run it */
     LINNET_ERR_MEMORY,      /* an allocation failed or would exceed a limit */
     LINNET_ERR_CONTEXT,     /* the session has no room for these tokens */
     LINNET_ERR_TOKENIZER,   /* the file has no vocabulary */
     LINNET_ERR_NUMERIC,     /* NaN or infinity appeared in the logits */
     LINNET_ERR_CANCELLED    /* a callback asked to stop */
 } linnet_status;
-
 typedef struct {
     linnet_status code;
     char text[1024];
 } linnet_error;
-
 typedef struct linnet_model linnet_model;
 typedef struct linnet_session linnet_session;
-
 /* Called during long work with 0 <= done <= total; return false to cancel. */
 typedef bool (*linnet_progress_fn)(void *user, const char *what, size_t done, size_t total);
 
 /* ---- Model ------------------------------------------------------------------------------- */
-
 typedef enum {
-    LINNET_ACT_AUTO = 0, /* 16-bit block activations against quantized weights, float32 otherwise */
-    LINNET_ACT_EXACT,    /* float32 everywhere */
-    LINNET_ACT_Q8        /* 8-bit block activations against quantized weights, as most engines do */
+    LINNET_ACT_AUTO,  /* 16-bit block activations against quantized weights, float32 otherwise */
+    LINNET_ACT_EXACT, /* float32 everywhere */
+    LINNET_ACT_Q8     /* 8-bit block activations against quantized weights, as most engines do */
 } linnet_activations;
-
 typedef enum { LINNET_KV_F16 = 0, LINNET_KV_F32, LINNET_KV_Q8_0 } linnet_kv_type;
-
 typedef struct {
     int threads;         /* team size; 0 = physical cores */
     const char *isa;     /* "auto" (or NULL), "generic", "avx2", "avx512" */
@@ -92,106 +80,89 @@ typedef struct {
 } linnet_model_options;
 
 /* Opens a GGUF v3 file; `options` NULL = all defaults. On success *out is owned by the caller. */
-LINNET_API linnet_status linnet_model_open(linnet_model **out, const char *path,
-                                           const linnet_model_options *options, linnet_error *err);
+linnet_status linnet_model_open(linnet_model **out, const char *path,
+                                const linnet_model_options *options, linnet_error *err);
 /* All sessions of the model must be freed before. NULL is allowed. */
-LINNET_API void linnet_model_close(linnet_model *model);
-
+void linnet_model_close(linnet_model *model);
 typedef struct {
-    const char *architecture; /* "llama", "qwen2", ... */
-    const char *name;         /* general.name or "" */
-    const char *tokenizer;    /* "bpe/smollm", "sentencepiece", "none" */
-    const char *chat_template; /* "chatml", ... ; "unknown": present, not recognised; "none" */
-    const char *isa;          /* the kernels in use; "none" when opened with metadata_only */
+    const char *architecture;  /* "llama", "qwen2", ... */
+    const char *name;          /* general.name or "" */
+    const char *tokenizer;     /* "bpe/smollm", "sentencepiece", "none" */
+    const char *chat_template; /* "chatml", ...; "unknown": present, not recognised; "none" */
+    const char *isa;           /* the kernels in use; "none" when opened with metadata_only */
     int threads;
     int n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff;
-    int n_vocab;        /* tokens in the vocabulary (0 without one) */
-    int n_rows;         /* rows of the output matrix = floats per row of logits */
-    int n_ctx_train;    /* trained context length */
-    bool ctx_is_limit;  /* learned positions: the trained length cannot be exceeded */
-    int32_t bos, eos;   /* -1 when the file names none */
-    bool add_bos;       /* the file asks for BOS before a text */
+    int n_vocab;       /* tokens in the vocabulary (0 without one) */
+    int n_rows;        /* rows of the output matrix = floats per row of logits */
+    int n_ctx_train;   /* trained context length */
+    bool ctx_is_limit; /* learned positions: the trained length cannot be exceeded */
+    int32_t bos, eos;  /* -1 when the file names none */
+    bool add_bos;      /* the file asks for BOS before a text */
     uint64_t n_params, file_bytes, weight_bytes; /* weight_bytes: as held in memory */
     uint64_t n_tensors, n_metadata;
 } linnet_model_info;
-
-LINNET_API const linnet_model_info *linnet_model_get_info(const linnet_model *model);
+const linnet_model_info *linnet_model_get_info(const linnet_model *m);
 /* The mixer of one layer ("softmax", ...) and its window in tokens (0 = whole context). */
-LINNET_API const char *linnet_model_mixer(const linnet_model *model, int layer, int *window);
+const char *linnet_model_mixer(const linnet_model *m, int layer, int *window);
 /* Bytes of state that a session of `n_tokens` holds, exactly as allocated. */
-LINNET_API uint64_t linnet_model_state_bytes(const linnet_model *model, linnet_kv_type kv,
-                                             uint64_t n_tokens);
+uint64_t linnet_model_state_bytes(const linnet_model *m, linnet_kv_type kv, uint64_t n_tokens);
 /* Bytes of activations that a prefill piece of the largest size needs. */
-LINNET_API uint64_t linnet_model_activation_bytes(const linnet_model *model);
+uint64_t linnet_model_activation_bytes(const linnet_model *m);
 /* Tensor i < n_tensors: returns its name; dims[4] are in GGUF order (dims[0] contiguous). */
-LINNET_API const char *linnet_model_tensor(const linnet_model *model, size_t i, const char **dtype,
-                                           uint64_t dims[4], uint64_t *bytes);
+const char *linnet_model_tensor(const linnet_model *m, size_t i, const char **dtype,
+                                uint64_t dims[4], uint64_t *bytes);
 /* Metadata entry i < n_metadata: its key, and its value as text cut to `size` bytes. */
-LINNET_API const char *linnet_model_metadata(const linnet_model *model, size_t i, char *value,
-                                             size_t size);
+const char *linnet_model_metadata(const linnet_model *m, size_t i, char *value, size_t size);
 /* Reads every weight from the file; an error names the first tensor with a NaN or infinity. */
-LINNET_API linnet_status linnet_model_check(const linnet_model *model, linnet_error *err);
+linnet_status linnet_model_check(const linnet_model *m, linnet_error *err);
 
 /* ---- Tokens and text --------------------------------------------------------------------- */
-
 enum {
     LINNET_ADD_BOS = 1,      /* BOS in front if the file asks for it */
     LINNET_PARSE_SPECIAL = 2 /* spellings of special tokens become those tokens */
 };
-
 /* UTF-8 (invalid bytes follow the tokenizer's own rule) to ids. Writes up to `cap` ids and sets
  * *n to the number there are; call again with a larger buffer when *n > cap. */
-LINNET_API linnet_status linnet_tokenize(const linnet_model *model, const char *text, size_t bytes,
-                                         unsigned flags, int32_t *ids, size_t cap, size_t *n,
-                                         linnet_error *err);
+linnet_status linnet_tokenize(const linnet_model *m, const char *text, size_t bytes, unsigned flags,
+                              int32_t *ids, size_t cap, size_t *n, linnet_error *err);
 /* ids to text, all at once; same buffer rule, no terminator. Special tokens give no text unless
  * flags has LINNET_PARSE_SPECIAL. */
-LINNET_API linnet_status linnet_detokenize(const linnet_model *model, const int32_t *ids, size_t n,
-                                           unsigned flags, char *text, size_t cap, size_t *bytes,
-                                           linnet_error *err);
+linnet_status linnet_detokenize(const linnet_model *m, const int32_t *ids, size_t n, unsigned flags,
+                                char *text, size_t cap, size_t *bytes, linnet_error *err);
 /* True for tokens that end a text: EOS, end-of-turn and their kind. */
-LINNET_API bool linnet_is_end(const linnet_model *model, int32_t token);
-
+bool linnet_is_end(const linnet_model *m, int32_t token);
 typedef struct {
     const char *role, *content; /* NUL-terminated UTF-8; role is "system", "user" or "assistant" */
 } linnet_message;
-
 /* Renders messages with a chat template to ids, as the model's own template would: contents are
  * encoded as plain text, so no user can forge a turn. `name` NULL = the file's template;
  * `add_generation_prompt` opens the assistant's turn. Same buffer rule as linnet_tokenize. */
-LINNET_API linnet_status linnet_chat_tokenize(const linnet_model *model, const char *name,
-                                              const linnet_message *messages, size_t n_messages,
-                                              bool add_generation_prompt, int32_t *ids, size_t cap,
-                                              size_t *n, linnet_error *err);
+linnet_status linnet_chat_tokenize(const linnet_model *m, const char *name,
+                                   const linnet_message *messages, size_t n_messages,
+                                   bool add_generation_prompt, int32_t *ids, size_t cap, size_t *n,
+                                   linnet_error *err);
 /* Template names known to this build, NULL past the last. */
-LINNET_API const char *linnet_chat_template_name(size_t i);
+const char *linnet_chat_template_name(size_t i);
 
 /* ---- Sessions ---------------------------------------------------------------------------- */
-
 typedef struct {
     int ctx;           /* most tokens; 0 = the trained length */
     linnet_kv_type kv; /* LINNET_ACT_EXACT models always use F32 */
 } linnet_session_options;
-
-LINNET_API linnet_status linnet_session_new(linnet_session **out, linnet_model *model,
-                                            const linnet_session_options *options,
-                                            linnet_error *err);
-LINNET_API void linnet_session_free(linnet_session *session); /* NULL is allowed */
-/* Forgets all tokens. */
-LINNET_API void linnet_session_reset(linnet_session *session);
+linnet_status linnet_session_new(linnet_session **out, linnet_model *model,
+                                 const linnet_session_options *options, linnet_error *err);
+void linnet_session_free(linnet_session *session);  /* NULL is allowed */
+void linnet_session_reset(linnet_session *session); /* forgets all tokens */
 /* The tokens fed so far; valid until the session is next fed, reset or freed. */
-LINNET_API const int32_t *linnet_session_tokens(const linnet_session *session, size_t *n);
-LINNET_API int linnet_session_ctx(const linnet_session *session);
+const int32_t *linnet_session_tokens(const linnet_session *session, size_t *n);
+int linnet_session_ctx(const linnet_session *session);
 /* Bytes of state held right now. */
-LINNET_API uint64_t linnet_session_state_bytes(const linnet_session *session);
-
+uint64_t linnet_session_state_bytes(const linnet_session *session);
 typedef enum { LINNET_LOGITS_NONE, LINNET_LOGITS_LAST, LINNET_LOGITS_ALL } linnet_want;
-
 /* Receives logits of `n_rows` consecutive positions, [n_rows, info.n_rows] float32, row-major,
  * valid during the call; return false to cancel. */
 typedef bool (*linnet_rows_fn)(void *user, size_t first_position, size_t n_rows,
                                const float *logits);
-
 /* One session's part of a forward: its next tokens. */
 typedef struct {
     linnet_session *session;
@@ -201,45 +172,36 @@ typedef struct {
     linnet_rows_fn rows; /* called for LINNET_LOGITS_ALL, on the calling thread */
     void *user;
 } linnet_item;
-
 /* Advances many distinct sessions of one model at once; each result is bitwise the same as alone.
  * After an error or cancellation no session has advanced. */
-LINNET_API linnet_status linnet_forward(linnet_item *items, size_t n_items,
-                                        linnet_progress_fn progress, void *user,
-                                        linnet_error *err);
-/* The common case: one session. */
-LINNET_API linnet_status linnet_feed(linnet_session *session, const int32_t *tokens, size_t n,
-                                     linnet_want want, linnet_error *err);
+linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress_fn progress,
+                             void *user, linnet_error *err);
+linnet_status linnet_feed(linnet_session *session, const int32_t *tokens, size_t n,
+                          linnet_want want, linnet_error *err);
 /* Logits after the last token, info.n_rows floats, NULL if they were not asked for. */
-LINNET_API const float *linnet_session_logits(const linnet_session *session);
+const float *linnet_session_logits(const linnet_session *session);
 
 /* ---- Sampling and generation ------------------------------------------------------------- */
-
 typedef struct {
     int32_t token;
     float bias; /* added to its logit; -INFINITY forbids it */
 } linnet_logit_bias;
-
 typedef struct {
     uint64_t seed;
     float temperature;    /* 0 = greedy */
     int top_k;            /* 0 = off */
-    float top_p;          /* 1 = off */
-    float min_p;          /* 0 = off */
+    float top_p, min_p;   /* 1 and 0 = off */
     float repeat_penalty; /* 1 = off; over the last `repeat_last` tokens of the session */
     int repeat_last;
     const linnet_logit_bias *bias;
     size_t n_bias;
 } linnet_sampling;
-
-#define LINNET_SAMPLING_DEFAULT {0, 0.0f, 0, 1.0f, 0.0f, 1.0f, 64, NULL, 0}
-
+#define LINNET_SAMPLING_DEFAULT                                                                    \
+    { .top_p = 1, .repeat_penalty = 1, .repeat_last = 64 }
 /* Draws the next token from the session's logits. The random number depends on (seed, number of
  * tokens in the session) alone. Does not feed the token. */
-LINNET_API linnet_status linnet_sample(const linnet_session *session,
-                                       const linnet_sampling *sampling, int32_t *token,
-                                       linnet_error *err);
-
+linnet_status linnet_sample(const linnet_session *session, const linnet_sampling *sampling,
+                            int32_t *token, linnet_error *err);
 typedef struct {
     linnet_sampling sampling;
     size_t max_tokens;        /* 0 = until the end of the text or of the context */
@@ -247,42 +209,42 @@ typedef struct {
     size_t n_stops;
     bool feed_end; /* also feed the token that ended the text, as a chat needs */
 } linnet_generate_options;
-
-#define LINNET_GENERATE_DEFAULT {LINNET_SAMPLING_DEFAULT, 0, NULL, 0, false}
-
-typedef enum { LINNET_END_TOKEN, LINNET_END_STOP, LINNET_END_LENGTH, LINNET_END_CONTEXT,
-               LINNET_END_CANCELLED } linnet_end;
-
-/* Whole UTF-8 characters as they come, not NUL-terminated; return false to stop. */
-typedef bool (*linnet_text_fn)(void *user, const char *text, size_t bytes);
-
+#define LINNET_GENERATE_DEFAULT                                                                    \
+    { .sampling = LINNET_SAMPLING_DEFAULT }
+typedef enum {
+    LINNET_END_TOKEN,    /* the text's own end */
+    LINNET_END_STOP,     /* a stop string */
+    LINNET_END_LENGTH,   /* max_tokens */
+    LINNET_END_CONTEXT,  /* no room */
+    LINNET_END_CANCELLED /* by the callback */
+} linnet_end;
 typedef struct {
     linnet_end end;
-    size_t n_tokens;     /* sampled, the ending token not counted */
-    const char *stop;    /* the stop string that matched, or NULL */
+    size_t n_tokens;  /* sampled, the ending token not counted */
+    const char *stop; /* the stop string that matched, or NULL */
 } linnet_generated;
-
-/* Samples and feeds until something ends it. The session must hold logits. `result` may be NULL. */
-LINNET_API linnet_status linnet_generate(linnet_session *session,
-                                         const linnet_generate_options *options,
-                                         linnet_text_fn text, void *user,
-                                         linnet_generated *result, linnet_error *err);
+/* Whole UTF-8 characters as they come, not NUL-terminated; return false to stop. */
+typedef bool (*linnet_text_fn)(void *user, const char *text, size_t bytes);
+/* Samples and feeds until something ends it. The session must hold logits, and holds them again at
+ * the end: every token whose text was shown is in its timeline, one that a stop string cut too.
+ * `result` may be NULL. */
+linnet_status linnet_generate(linnet_session *session, const linnet_generate_options *options,
+                              linnet_text_fn text, void *user, linnet_generated *result,
+                              linnet_error *err);
 
 /* ---- Quantization ------------------------------------------------------------------------ */
-
 typedef struct {
     bool pure; /* also quantize a tied embedding to the type */
     void (*note)(void *user, const char *tensor, const char *dtype, const char *why);
     linnet_progress_fn progress;
     void *user; /* for both callbacks */
 } linnet_quantize_options;
-
 /* Rewrites a GGUF with its matrices as `type` ("f32", ..., "q6_K"); metadata is kept. `out_path`
  * appears only when complete. */
-LINNET_API linnet_status linnet_quantize(const char *in_path, const char *out_path,
-                                         const char *type, const linnet_quantize_options *options,
-                                         linnet_error *err);
+linnet_status linnet_quantize(const char *in_path, const char *out_path, const char *type,
+                              const linnet_quantize_options *options, linnet_error *err);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif
