@@ -283,7 +283,7 @@ static bool is_chatml(const text *c, details *d) {
 static bool is_qwen(const text *c, details *d) {
     static const char *const others[] = {"think", "macro", "namespace", "raise_", NULL};
     if (has_any(c, others)) return false;
-    if (!has(c, "<tool_call>") || !has(c, "(" ROLE "=='system' and not loop.first)") ||
+    if (!has(c, "<tool_call>") || !has(c, "(" ROLE "=='system'and not loop.first)") ||
         !has(c, "{{'<|im_start|>'+" ROLE "+'\n'+" CONTENT "+'<|im_end|>\n'}}") ||
         !has(c, "{{'<|im_start|>system\n'+messages[0]['content']+'<|im_end|>\n'}}") ||
         !has(c, "{%if add_generation_prompt%}{{'<|im_start|>assistant\n'}}"))
@@ -573,8 +573,11 @@ static void render_chatml(writer *w, const details *d, const linnet_message *m, 
     if (d->bos) write_bos(w);
     if (n && d->default_system.p && !is_role(&m[0], "system"))
         write_im(w, "system", (part){d->default_system.p, d->default_system.n});
-    for (size_t i = 0; i < n; i++)
-        write_im(w, m[i].role, whole(m[i].content));
+    for (size_t i = 0; i < n; i++) {
+        bool known =
+            is_role(&m[i], "system") || is_role(&m[i], "user") || is_role(&m[i], "assistant");
+        if (known || d->family == FAMILY_CHATML) write_im(w, m[i].role, whole(m[i].content));
+    }
 }
 
 /* The first or last place of `what` in s, -1 when there is none. */
@@ -636,8 +639,11 @@ static linnet_status render_qwen3(writer *w, const details *d, const linnet_mess
             write_im(w, m[i].role, content);
             continue;
         }
-        if (!is_role(&m[i], "assistant"))
-            return refuse(d, i, &m[i], "system, user or assistant", w->err);
+        if (!is_role(&m[i], "assistant")) {
+            if (trim || is_role(&m[i], "tool"))
+                return refuse(d, i, &m[i], "system, user or assistant", w->err);
+            continue; /* Qwen3's template ignores it */
+        }
         split_thought(&content, &thought);
         if (trim) thought = strip(thought);
         write_frame(w, "<|im_start|>assistant\n");
@@ -776,8 +782,7 @@ static linnet_status render(writer *w, const details *d, const linnet_message *m
     switch (d->family) {
     case FAMILY_QWEN:
         for (size_t i = 0; i < n; i++)
-            if (!is_role(&m[i], "system") && !is_role(&m[i], "user") &&
-                !is_role(&m[i], "assistant"))
+            if (is_role(&m[i], "tool"))
                 return refuse(d, i, &m[i], "system, user or assistant", w->err);
         /* fall through */
     case FAMILY_CHATML:

@@ -17,7 +17,8 @@ goldens can be remade without the text; delete them to train anew.
   strings.bin    20,000 strings: u16 length, bytes
   ids.bin        per reference: name (16 bytes), one 64-bit FNV-1a of the ids per block of 8 strings
   ids.txt        all ids of some strings, for people
-  long.txt       number and hash of the ids of all strings as one text, joined by "" and by " "
+  long.txt       number and hash of the ids of all strings as one text, joined by "" and by " ", and
+                 of "soups": SOUP_UNITS units, drawn from one of SOUPS
   invalid.txt    bytes that are not UTF-8 (hex) and the ids of bytes.decode(errors="replace")
   chat.txt       published chat templates, conversations, and ids from apply_chat_template
 """
@@ -106,6 +107,20 @@ def make_strings(n, seed, words, specials):
     while len(out) < n:
         out.append("".join(atom() for _ in range(r.randint(1, 4))))
     return out
+
+
+# tests/test_tokenizer.c has the same list and the same generator.
+SOUPS = [["a"], ["a", "b"], [" ", "a", "b"], ["e", "\u00e9", "\u4e2d"], [" "], ["\u2581", " ", "a"],
+         ["\U0001f642", "\u00e9", "q"], ["<tool>", "<tool_call>", "<tool", ">", "th", "e "]]
+SOUP_UNITS = 40000
+
+
+def soup(units):
+    state, out = 1, []
+    for _ in range(SOUP_UNITS):
+        state = (state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
+        out.append(units[(state >> 33) % len(units)])
+    return "".join(out)
 
 
 # ---- Vocabularies ---------------------------------------------------------------------------
@@ -348,6 +363,9 @@ def main():
                               ("smollm", bpe_reference(vocab, "smollm", False).encode(
                                   text, add_special_tokens=False).ids)):
                 f.write(f"{name} {len(joint)} {len(ids)} {fnv([ids]):016x}\n")
+        for k, units in enumerate(SOUPS):
+            ids = sp.encode(soup(units))
+            f.write(f"sp {10 + k} {len(ids)} {fnv([ids]):016x}\n")
 
     bad = [b"\xff", b"a\xffb", b"\xe4\xb8", b"\xe4\xb8a", b"\xf0\x9f\x98", b"\xf0\x9f\x98\x80\x80",
            b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\x80 \x80", b"\xe0\x80\x80",
