@@ -401,7 +401,7 @@ class Families(Case):
         t["model.visual.patch.weight"] = random(1, 4)
         _, got = self.read(self.export(self.folder(tensors=t)))
         self.assertEqual(len(got), len(t) - 2)
-        self.assertIn("ignored: model.visual.patch.weight", self.said)
+        self.assertIn("inv_freq, model.visual.patch.weight\n", self.said)
 
 
 class Types(Case):
