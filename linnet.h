@@ -141,8 +141,7 @@ linnet_status linnet_chat_tokenize(const linnet_model *m, const char *name,
                                    const linnet_message *messages, size_t n_messages,
                                    bool add_generation_prompt, int32_t *ids, size_t cap, size_t *n,
                                    linnet_error *err);
-/* Template names known to this build, NULL past the last. */
-const char *linnet_chat_template_name(size_t i);
+const char *linnet_chat_template_name(size_t i); /* known names; NULL past the last */
 
 /* ---- Sessions ---------------------------------------------------------------------------- */
 typedef struct {

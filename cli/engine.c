@@ -36,7 +36,7 @@ void precision_flags(flag_table *f, engine *e, const char *activations) {
     static const char *const auto_help =
         "auto (the default here): 16-bit block activations against quantized weights, float32 "
         "otherwise. exact: float32 activations, state and KV. q8: 8-bit block activations against "
-        "quantized weights, faster and less accurate";
+        "quantized weights, less accurate: for comparing with engines that do so";
     e->activations = activations;
     flags_title(f, "Precision");
     flag_choice(f, "--activations", "exact auto q8", &e->activations,
