@@ -1,6 +1,6 @@
 /* The one internal vocabulary: Config, layers, Model, Session. Public types are in linnet.h.
  *
- * Data flows one way: weights/ (GGUF) -> model.c (config, packed matrices) -> session/ -> the
+ * Data flows one way: weights/ (GGUF) -> config.c, model.c (packed matrices) -> session/ -> the
  * forward pass (kernels_cpu/forward.c, mixers in attention/) -> logits -> sampler -> tokenizer ->
  * text.
  *
@@ -51,6 +51,10 @@ typedef struct {
     int window; /* default of every layer, 0 = whole context */
     bool tied;  /* the output matrix is the embedding */
 } config;
+
+/* Reads and checks the config (config.c); `arch` receives general.architecture even where that is
+ * not supported. c->rope_freq is the caller's to free, also after an error. */
+linnet_status config_read(const gguf *g, config *c, char arch[64], linnet_error *err);
 
 typedef struct {
     float *w, *b; /* [n]; b NULL for RMS norm */

@@ -5,7 +5,7 @@
  *   run.c               this file: commands by name
  *   cli/run.c           `linnet run`: open, tokenize, feed the prompt, generate
  *   weights/            the model file: GGUF reading and writing, dtypes, quantization
- *   model.h, model.c    what a model is: its config, weights, the table of mixers
+ *   model.h, config.c, model.c   what a model is: its config, weights, mixers
  *   tokenizer/          text <-> ids: SentencePiece, byte-level BPE, chat templates
  *   session/            tokens, state, sampling, generation
  *   attention/          one file per mixer

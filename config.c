@@ -1,0 +1,236 @@
+/* A model's config from the file's metadata: every number is checked here, where it enters.
+ * Keys are llama.cpp's (gguf-py/gguf/constants.py); docs/format.md lists them. */
+#include "model.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    norm_kind norm;
+    ffn_kind ffn;
+    rope_kind rope;
+    bool learned_positions;
+} architectures[] = {
+    {"llama", NORM_RMS, FFN_SILU_GATED, ROPE_PAIRS, false},
+    {"qwen2", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false},
+    {"qwen3", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false},
+    {"gpt2", NORM_LAYER, FFN_GELU, ROPE_NONE, true},
+};
+enum { N_ARCHITECTURES = sizeof architectures / sizeof *architectures };
+
+/* "arch.suffix" in a buffer that the next call overwrites. */
+typedef struct {
+    const gguf *g;
+    char arch[64], buffer[160];
+} keys;
+
+static const char *key(keys *k, const char *suffix) {
+    snprintf(k->buffer, sizeof k->buffer, "%s.%s", k->arch, suffix);
+    return k->buffer;
+}
+
+static linnet_status get_int(keys *k, const char *suffix, bool required, int lo, int hi, int *out,
+                             linnet_error *err) {
+    int64_t v = *out;
+    linnet_status s = gguf_get_int(k->g, key(k, suffix), required, lo, hi, &v, err);
+    if (!s) *out = (int)v;
+    return s;
+}
+
+/* A key that is one integer, or one per layer that must all be equal. */
+static linnet_status get_uniform(keys *k, const char *suffix, bool required, int lo, int hi,
+                                 int *out, linnet_error *err) {
+    const gguf_kv *kv = gguf_find(k->g, key(k, suffix));
+    if (!kv || kv->type != GGUF_ARRAY) return get_int(k, suffix, required, lo, hi, out, err);
+    if (!kv->count || (kv->element != GGUF_U32 && kv->element != GGUF_I32))
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s: expected an integer or an array of integers",
+                    gguf_path(k->g), k->buffer);
+    int64_t first = gguf_int_at(kv, 0);
+    for (uint64_t i = 1; i < kv->count; i++)
+        if (gguf_int_at(kv, i) != first)
+            return fail(
+                err, LINNET_ERR_UNSUPPORTED,
+                "%s: %s differs between layers (%lld and %lld), which this version cannot run",
+                gguf_path(k->g), k->buffer, (long long)first, (long long)gguf_int_at(kv, i));
+    if (first < lo || first > hi)
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s is %lld, expected %d to %d", gguf_path(k->g),
+                    k->buffer, (long long)first, lo, hi);
+    *out = (int)first;
+    return LINNET_OK;
+}
+
+static linnet_status get_float(keys *k, const char *suffix, double lo, double hi, double *out,
+                               linnet_error *err) {
+    linnet_status s = gguf_get_float(k->g, key(k, suffix), false, out, err);
+    if (!s && !(*out >= lo && *out <= hi))
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s is %g, expected %g to %g", gguf_path(k->g),
+                    k->buffer, *out, lo, hi);
+    return s;
+}
+
+static bool str_is(gguf_str s, const char *text) {
+    return s.n == strlen(text) && !memcmp(s.p, text, s.n);
+}
+
+/* YaRN (Peng et al. 2023; transformers' modeling_rope_utils.py): dimensions that turn often keep
+ * their frequency, slow ones are interpolated, a ramp lies between. */
+static void yarn_frequencies(config *c, double base, double factor, double original, double fast,
+                             double slow) {
+    int half = c->rope_dim / 2;
+    double at[2], turns[2] = {fast, slow};
+    for (int i = 0; i < 2; i++)
+        at[i] = c->rope_dim * log(original / (turns[i] * 2 * M_PI)) / (2 * log(base));
+    double low = fmax(floor(at[0]), 0), high = fmin(ceil(at[1]), c->rope_dim - 1);
+    if (low == high) high += 0.001;
+    for (int i = 0; i < half; i++) {
+        float ramp = (float)fmin(fmax((i - low) / (high - low), 0), 1);
+        c->rope_freq[i] = c->rope_freq[i] / (float)factor * ramp + c->rope_freq[i] * (1 - ramp);
+    }
+}
+
+static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
+    double base = 10000, factor = 1, attn = 1, fast = 32, slow = 1;
+    int original = c->n_ctx_train;
+    gguf_str type = {"none", 4};
+    linnet_status s;
+    c->rope_dim = c->head_dim;
+    c->rope_scale = 1;
+    if ((s = get_float(k, "rope.freq_base", 1.0001, 1e12, &base, err)) ||
+        (s = get_int(k, "rope.dimension_count", false, 2, c->head_dim, &c->rope_dim, err)) ||
+        (s = gguf_get_str(k->g, key(k, "rope.scaling.type"), false, &type, err)) ||
+        (s = get_float(k, "rope.scaling.factor", 1e-3, 1e6, &factor, err)) ||
+        (s = get_float(k, "rope.scaling.attn_factor", 1e-3, 1e3, &attn, err)) ||
+        (s = get_float(k, "rope.scaling.yarn_beta_fast", 1e-3, 1e6, &fast, err)) ||
+        (s = get_float(k, "rope.scaling.yarn_beta_slow", 1e-3, 1e6, &slow, err)) ||
+        (s = get_int(k, "rope.scaling.original_context_length", false, 1, MAX_CTX, &original, err)))
+        return s;
+    if (c->rope_dim % 2)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: %s.rope.dimension_count is %d, expected an even number", gguf_path(k->g),
+                    k->arch, c->rope_dim);
+    int half = c->rope_dim / 2;
+    if (!(c->rope_freq = malloc((size_t)half * sizeof(float))))
+        return fail(err, LINNET_ERR_MEMORY, "no memory for rope frequencies");
+    for (int i = 0; i < half; i++)
+        c->rope_freq[i] = 1.0f / powf((float)base, (float)(2 * i) / (float)c->rope_dim);
+    if (str_is(type, "linear")) {
+        for (int i = 0; i < half; i++)
+            c->rope_freq[i] /= (float)factor;
+    } else if (str_is(type, "yarn")) {
+        yarn_frequencies(c, base, factor, original, fast, slow);
+        c->rope_scale = (float)(attn * (factor > 1 ? 0.1 * log(factor) + 1 : 1));
+    } else if (!str_is(type, "none")) {
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: %s.rope.scaling.type is '%.*s', expected none, linear or yarn",
+                    gguf_path(k->g), k->arch, (int)min_size(type.n, 40), type.p);
+    }
+    /* Llama 3's scaling travels as one divisor per frequency. */
+    const gguf_tensor *divisors = gguf_find_tensor(k->g, "rope_freqs.weight");
+    if (!divisors) return LINNET_OK;
+    if (divisors->type != DTYPE_F32 || divisors->n_elements != (uint64_t)half)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: rope_freqs.weight: expected %d f32 values, found %llu of %s",
+                    gguf_path(k->g), half, (unsigned long long)divisors->n_elements,
+                    dtype_any_name(divisors->type));
+    float *d = malloc((size_t)half * sizeof *d);
+    if (!d) return fail(err, LINNET_ERR_MEMORY, "no memory for rope frequencies");
+    s = read_row(k->g, divisors, 0, d, (size_t)half, err);
+    for (int i = 0; !s && i < half; i++) {
+        if (!(d[i] > 0) || isinf(d[i]))
+            s = fail(err, LINNET_ERR_FORMAT,
+                     "%s: rope_freqs.weight[%d] is %g, expected a positive number", gguf_path(k->g),
+                     i, (double)d[i]);
+        c->rope_freq[i] /= d[i];
+    }
+    free(d);
+    return s;
+}
+
+static linnet_status supported_architecture(const keys *k, size_t *index, linnet_error *err) {
+    for (*index = 0; *index < N_ARCHITECTURES; ++*index)
+        if (!strcmp(k->arch, architectures[*index].name)) return LINNET_OK;
+    char list[256] = "";
+    for (size_t i = 0; i < N_ARCHITECTURES; i++)
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "",
+                 architectures[i].name);
+    return fail(err, LINNET_ERR_UNSUPPORTED,
+                "%s: architecture '%s' is not supported; this version runs %s", gguf_path(k->g),
+                k->arch, list);
+}
+
+linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_error *err) {
+    keys k = {.g = g};
+    gguf_str arch;
+    linnet_status s = gguf_get_str(g, "general.architecture", true, &arch, err);
+    if (s) return s;
+    snprintf(k.arch, sizeof k.arch, "%.*s", (int)min_size(arch.n, 60), arch.p);
+    memcpy(arch_out, k.arch, sizeof k.arch);
+    size_t a;
+    if ((s = supported_architecture(&k, &a, err))) return s;
+    c->norm = architectures[a].norm;
+    c->ffn = architectures[a].ffn;
+    c->rope = architectures[a].rope;
+    c->learned_positions = architectures[a].learned_positions;
+    int experts = 0, value_dim = 0;
+    if ((s = get_int(&k, "block_count", true, 1, MAX_LAYERS, &c->n_layers, err)) ||
+        (s = get_int(&k, "embedding_length", true, 1, MAX_DIM, &c->n_embd, err)) ||
+        (s = get_int(&k, "context_length", true, 1, MAX_CTX, &c->n_ctx_train, err)) ||
+        (s = get_uniform(&k, "feed_forward_length", true, 1, MAX_DIM, &c->n_ff, err)) ||
+        (s = get_uniform(&k, "attention.head_count", true, 1, MAX_DIM, &c->n_heads, err)))
+        return s;
+    c->n_kv_heads = c->n_heads;
+    if ((s = get_uniform(&k, "attention.head_count_kv", false, 1, c->n_heads, &c->n_kv_heads,
+                         err)) ||
+        (s = get_int(&k, "expert_count", false, 0, 1 << 20, &experts, err)))
+        return s;
+    if (experts > 0)
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: %s.expert_count is %d: mixtures of experts are not "
+                    "supported",
+                    gguf_path(g), k.arch, experts);
+    c->head_dim = c->n_embd / c->n_heads;
+    if (!gguf_find(g, key(&k, "attention.key_length")) && c->n_embd % c->n_heads)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: embedding_length %d is not a multiple of head_count %d", gguf_path(g),
+                    c->n_embd, c->n_heads);
+    if ((s = get_int(&k, "attention.key_length", false, 1, MAX_HEAD_DIM, &c->head_dim, err)))
+        return s;
+    value_dim = c->head_dim;
+    if ((s = get_int(&k, "attention.value_length", false, 1, MAX_HEAD_DIM, &value_dim, err)) ||
+        (s = get_int(&k, "attention.sliding_window", false, 0, MAX_CTX, &c->window, err)))
+        return s;
+    if (c->head_dim < 1 || c->head_dim > MAX_HEAD_DIM || c->head_dim % 2)
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: heads of %d dimensions: expected an even number up to %d", gguf_path(g),
+                    c->head_dim, MAX_HEAD_DIM);
+    if (value_dim != c->head_dim)
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: keys of %d and values of %d dimensions: expected equal ones", gguf_path(g),
+                    c->head_dim, value_dim);
+    if (c->n_heads % c->n_kv_heads || c->n_heads / c->n_kv_heads > ATTEND_GROUP)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: %d heads over %d KV heads: expected a multiple of at most %d",
+                    gguf_path(g), c->n_heads, c->n_kv_heads, ATTEND_GROUP);
+    if ((int64_t)c->n_heads * c->head_dim > MAX_DIM)
+        return fail(err, LINNET_ERR_FORMAT, "%s: %d heads of %d dimensions exceed %d", gguf_path(g),
+                    c->n_heads, c->head_dim, MAX_DIM);
+    double eps = 1e-5;
+    const char *eps_key =
+        c->norm == NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon";
+    if (!gguf_find(g, key(&k, eps_key)))
+        return fail(err, LINNET_ERR_FORMAT, "%s: metadata key %s is missing", gguf_path(g),
+                    k.buffer);
+    if ((s = get_float(&k, eps_key, 0, 1, &eps, err))) return s;
+    c->norm_eps = (float)eps;
+    if (c->rope != ROPE_NONE && (s = read_rope(&k, c, err))) return s;
+    const gguf_tensor *e = gguf_find_tensor(g, "token_embd.weight");
+    if (e && (e->n_dims != 2 || e->dims[1] > MAX_ROWS))
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: token_embd.weight: expected a matrix of at most %d rows", gguf_path(g),
+                    MAX_ROWS);
+    c->n_rows = e ? (int)e->dims[1] : 0;
+    c->tied = !gguf_find_tensor(g, "output.weight");
+    return LINNET_OK;
+}
