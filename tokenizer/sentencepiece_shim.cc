@@ -350,25 +350,23 @@ bool is_safe_charsmap(const std::string &map) {
     auto offset = [&](size_t i) {
         return static_cast<size_t>(unit[i] >> 10) << ((unit[i] & (1u << 9)) >> 6);
     };
-    std::vector<uint8_t> seen(n);
-    std::vector<std::pair<size_t, int>> todo = {{0, 0}}; // unit, rules on the way to it
-    seen[0] = 1;
+    std::vector<uint8_t> most(n);   // rules on the longest way to a unit, plus 1; 0: never met
+    std::vector<size_t> todo = {0}; // units whose ways have grown; a cycle with a rule never ends
+    most[0] = 1;
     while (!todo.empty()) {
-        const size_t i = todo.back().first;
-        int rules = todo.back().second;
+        const size_t i = todo.back(), base = i ^ offset(i);
         todo.pop_back();
-        const size_t base = i ^ offset(i);
         if ((base | 0xFF) >= n) return false;
+        int rules = most[i];
         if (i && unit[i] & 1u << 8) { // a rule ends here; its text is at this value
             if ((unit[base] & 0x7FFFFFFFu) >= n_text) return false;
-            if (++rules > max_nested_rules) return false;
+            if (rules++ > max_nested_rules) return false;
         }
         for (size_t c = 0; c < 256; c++) {
             const size_t child = base ^ c;
-            if ((unit[child] & (1u << 31 | 0xFF)) != c) continue;
-            if (seen[child]) return false; // not a tree
-            seen[child] = 1;
-            todo.emplace_back(child, rules);
+            if ((unit[child] & (1u << 31 | 0xFF)) != c || most[child] >= rules) continue;
+            most[child] = static_cast<uint8_t>(rules);
+            todo.push_back(child);
         }
     }
     return true;
