@@ -171,9 +171,11 @@ static void batches_are_equal(void **state) {
 }
 
 static struct CMUnitTest *add(struct CMUnitTest *t, const char *what, CMUnitTestFunction f) {
+    static char all_names[4 * N_NAMES][96];
+    static size_t used;
     for (int i = 0; i < N_NAMES; i++, t++) {
-        char *name = malloc(96);
-        snprintf(name, 96, "%s_%s", names[i], what);
+        char *name = all_names[used++];
+        snprintf(name, sizeof *all_names, "%s_%s", names[i], what);
         *t = (struct CMUnitTest){name, f, NULL, NULL, (void *)names[i]};
     }
     return t;
