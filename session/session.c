@@ -171,7 +171,8 @@ linnet_status linnet_sample(const linnet_session *session, const linnet_sampling
     if (!session->has_logits)
         return fail(err, LINNET_ERR_ARGUMENT,
                     "the session holds no logits: feed it with LINNET_LOGITS_LAST first");
-    const linnet_model_info *info = &session->model->info;
-    return sample_token(sampling, session->logits, (size_t)info->n_rows, (size_t)info->n_vocab,
-                        session->tokens, session->n_tokens, token, err);
+    const linnet_model *m = session->model;
+    size_t n_used = m->tok ? (size_t)tokenizer_n_used(m->tok) : 0;
+    return sample_token(sampling, session->logits, (size_t)m->cfg.n_rows, n_used, session->tokens,
+                        session->n_tokens, token, err);
 }

@@ -79,20 +79,10 @@ linnet_status linnet_chat_tokenize(const linnet_model *m, const char *name,
     linnet_status s = need_tokenizer(m, err);
     if (s) return s;
     const chat_template *c = name ? chat_template_by_name(name) : m->chat;
-    if (!c) {
-        char list[256] = "";
-        for (size_t i = 0; chat_template_name(i); i++)
-            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "",
-                     chat_template_name(i));
-        if (name)
-            return fail(err, LINNET_ERR_ARGUMENT, "chat template '%s' is not known; there are %s",
-                        name, list);
-        return fail(err, LINNET_ERR_UNSUPPORTED,
-                    "%s: its chat template is %s; choose one by name: %s", gguf_path(m->file),
-                    strcmp(m->info.chat_template, "none") ? "not one this version recognises"
-                                                          : "missing",
-                    list);
-    }
+    if (!c && name)
+        return fail(err, LINNET_ERR_ARGUMENT, "chat template '%s' is not known; there are %s", name,
+                    chat_template_list());
+    if (!c) return chat_template_unknown(m->file, strcmp(m->info.chat_template, "none"), err);
     id_list list = {0};
     s = chat_render(c, m->file, m->tok, messages, n_messages, add_generation_prompt, &list, err);
     return give(&list, s, ids, cap, n);

@@ -453,6 +453,13 @@ bool tokenizer_add_eos(const tokenizer *t) {
     return t->add_eos;
 }
 
+int32_t tokenizer_n_used(const tokenizer *t) {
+    int32_t n = t->v.n;
+    while (n > 0 && t->v.type[n - 1] == TOKEN_UNUSED)
+        n--;
+    return n;
+}
+
 bool tokenizer_is_end(const tokenizer *t, int32_t id) {
     return id >= 0 && id < t->v.n && t->end[id];
 }

@@ -29,6 +29,9 @@ void tokenizer_free(tokenizer *t); /* NULL is allowed */
 
 const char *tokenizer_name(const tokenizer *t); /* "bpe/smollm", "sentencepiece" */
 int32_t tokenizer_n_vocab(const tokenizer *t);
+/* The same without the unused tokens at the end, with which exporters fill the vocabulary up to the
+ * rows of the output matrix: none of those is ever sampled. */
+int32_t tokenizer_n_used(const tokenizer *t);
 int32_t tokenizer_bos(const tokenizer *t); /* -1: none */
 int32_t tokenizer_eos(const tokenizer *t);
 bool tokenizer_add_bos(const tokenizer *t);
