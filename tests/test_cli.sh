@@ -519,7 +519,7 @@ check "after a --stop the conversation is fed anew" out_is $'\n'
 try chat "$vocab"
 check "chat without a model" code_is 1
 refuses "chat without a vocabulary" 1 "$bare has no chat template; choose one with --template" chat "$bare"
-if command -v script >/dev/null; then
+if script -qec true /dev/null >/dev/null 2>&1; then # a container may lack pseudo-terminals
     pty() { script -qec "$linnet chat $chat -n 3 ${say_A[*]} $*" /dev/null; }
     { sleep 0.5; printf 'one\n'; sleep 0.5; printf '/quit\n'; sleep 0.2; } | pty >"$work/out" 2>"$work/err"
     check "a terminal gets a prompt and the name" eval \
