@@ -46,17 +46,17 @@ static linnet_status get_uniform(keys *k, const char *suffix, bool required, int
     if (!kv || kv->type != GGUF_ARRAY) return get_int(k, suffix, required, lo, hi, out, err);
     if (!kv->count || (kv->element != GGUF_U32 && kv->element != GGUF_I32))
         return fail(err, LINNET_ERR_FORMAT, "%s: %s: expected an integer or an array of integers",
-                    gguf_short_path(k->g), k->buffer);
+                    gguf_path(k->g), k->buffer);
     int64_t first = gguf_int_at(kv, 0);
     for (uint64_t i = 1; i < kv->count; i++)
         if (gguf_int_at(kv, i) != first)
             return fail(
                 err, LINNET_ERR_UNSUPPORTED,
                 "%s: %s differs between layers (%lld and %lld), which this version cannot run",
-                gguf_short_path(k->g), k->buffer, (long long)first, (long long)gguf_int_at(kv, i));
+                gguf_path(k->g), k->buffer, (long long)first, (long long)gguf_int_at(kv, i));
     if (first < lo || first > hi)
-        return fail(err, LINNET_ERR_FORMAT, "%s: %s is %lld, expected %d to %d",
-                    gguf_short_path(k->g), k->buffer, (long long)first, lo, hi);
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s is %lld, expected %d to %d", gguf_path(k->g),
+                    k->buffer, (long long)first, lo, hi);
     *out = (int)first;
     return LINNET_OK;
 }
@@ -65,8 +65,8 @@ static linnet_status get_float(keys *k, const char *suffix, double lo, double hi
                                linnet_error *err) {
     linnet_status s = gguf_get_float(k->g, key(k, suffix), false, out, err);
     if (!s && !(*out >= lo && *out <= hi))
-        return fail(err, LINNET_ERR_FORMAT, "%s: %s is %g, expected %g to %g",
-                    gguf_short_path(k->g), k->buffer, *out, lo, hi);
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s is %g, expected %g to %g", gguf_path(k->g),
+                    k->buffer, *out, lo, hi);
     return s;
 }
 
@@ -108,8 +108,8 @@ static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
         return s;
     if (c->rope_dim % 2)
         return fail(err, LINNET_ERR_FORMAT,
-                    "%s: %s.rope.dimension_count is %d, expected an even number",
-                    gguf_short_path(k->g), k->arch, c->rope_dim);
+                    "%s: %s.rope.dimension_count is %d, expected an even number", gguf_path(k->g),
+                    k->arch, c->rope_dim);
     int half = c->rope_dim / 2;
     if (!(c->rope_freq = malloc((size_t)half * sizeof(float))))
         return fail(err, LINNET_ERR_MEMORY, "no memory for rope frequencies");
@@ -124,7 +124,7 @@ static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
     } else if (!str_is(type, "none")) {
         return fail(err, LINNET_ERR_UNSUPPORTED,
                     "%s: %s.rope.scaling.type is '%.*s', expected none, linear or yarn",
-                    gguf_short_path(k->g), k->arch, (int)min_size(type.n, 40), type.p);
+                    gguf_path(k->g), k->arch, (int)min_size(type.n, 40), type.p);
     }
     /* Llama 3's scaling travels as one divisor per frequency. */
     const gguf_tensor *divisors = gguf_find_tensor(k->g, "rope_freqs.weight");
@@ -132,7 +132,7 @@ static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
     if (divisors->type != DTYPE_F32 || divisors->n_elements != (uint64_t)half)
         return fail(err, LINNET_ERR_FORMAT,
                     "%s: rope_freqs.weight: expected %d f32 values, found %llu of %s",
-                    gguf_short_path(k->g), half, (unsigned long long)divisors->n_elements,
+                    gguf_path(k->g), half, (unsigned long long)divisors->n_elements,
                     dtype_any_name(divisors->type));
     float *d = malloc((size_t)half * sizeof *d);
     if (!d) return fail(err, LINNET_ERR_MEMORY, "no memory for rope frequencies");
@@ -140,8 +140,8 @@ static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
     for (int i = 0; !s && i < half; i++) {
         if (!(d[i] > 0) || isinf(d[i]))
             s = fail(err, LINNET_ERR_FORMAT,
-                     "%s: rope_freqs.weight[%d] is %g, expected a positive number",
-                     gguf_short_path(k->g), i, (double)d[i]);
+                     "%s: rope_freqs.weight[%d] is %g, expected a positive number", gguf_path(k->g),
+                     i, (double)d[i]);
         c->rope_freq[i] /= d[i];
     }
     free(d);
@@ -156,8 +156,8 @@ static linnet_status supported_architecture(const keys *k, size_t *index, linnet
         snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "",
                  architectures[i].name);
     return fail(err, LINNET_ERR_UNSUPPORTED,
-                "%s: architecture '%s' is not supported; this version runs %s",
-                gguf_short_path(k->g), k->arch, list);
+                "%s: architecture '%s' is not supported; this version runs %s", gguf_path(k->g),
+                k->arch, list);
 }
 
 linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_error *err) {
@@ -189,12 +189,12 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
         return fail(err, LINNET_ERR_UNSUPPORTED,
                     "%s: %s.expert_count is %d: mixtures of experts are not "
                     "supported",
-                    gguf_short_path(g), k.arch, experts);
+                    gguf_path(g), k.arch, experts);
     c->head_dim = c->n_embd / c->n_heads;
     if (!gguf_find(g, key(&k, "attention.key_length")) && c->n_embd % c->n_heads)
         return fail(err, LINNET_ERR_FORMAT,
-                    "%s: embedding_length %d is not a multiple of head_count %d",
-                    gguf_short_path(g), c->n_embd, c->n_heads);
+                    "%s: embedding_length %d is not a multiple of head_count %d", gguf_path(g),
+                    c->n_embd, c->n_heads);
     if ((s = get_int(&k, "attention.key_length", false, 1, MAX_HEAD_DIM, &c->head_dim, err)))
         return s;
     value_dim = c->head_dim;
@@ -203,24 +203,24 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
         return s;
     if (c->head_dim < 1 || c->head_dim > MAX_HEAD_DIM || c->head_dim % 2)
         return fail(err, LINNET_ERR_UNSUPPORTED,
-                    "%s: heads of %d dimensions: expected an even number up to %d",
-                    gguf_short_path(g), c->head_dim, MAX_HEAD_DIM);
+                    "%s: heads of %d dimensions: expected an even number up to %d", gguf_path(g),
+                    c->head_dim, MAX_HEAD_DIM);
     if (value_dim != c->head_dim)
         return fail(err, LINNET_ERR_UNSUPPORTED,
-                    "%s: keys of %d and values of %d dimensions: expected equal ones",
-                    gguf_short_path(g), c->head_dim, value_dim);
+                    "%s: keys of %d and values of %d dimensions: expected equal ones", gguf_path(g),
+                    c->head_dim, value_dim);
     if (c->n_heads % c->n_kv_heads || c->n_heads / c->n_kv_heads > ATTEND_GROUP)
         return fail(err, LINNET_ERR_FORMAT,
                     "%s: %d heads over %d KV heads: expected a multiple of at most %d",
-                    gguf_short_path(g), c->n_heads, c->n_kv_heads, ATTEND_GROUP);
+                    gguf_path(g), c->n_heads, c->n_kv_heads, ATTEND_GROUP);
     if ((int64_t)c->n_heads * c->head_dim > MAX_DIM)
-        return fail(err, LINNET_ERR_FORMAT, "%s: %d heads of %d dimensions exceed %d",
-                    gguf_short_path(g), c->n_heads, c->head_dim, MAX_DIM);
+        return fail(err, LINNET_ERR_FORMAT, "%s: %d heads of %d dimensions exceed %d", gguf_path(g),
+                    c->n_heads, c->head_dim, MAX_DIM);
     double eps = 1e-5;
     const char *eps_key =
         c->norm == NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon";
     if (!gguf_find(g, key(&k, eps_key)))
-        return fail(err, LINNET_ERR_FORMAT, "%s: metadata key %s is missing", gguf_short_path(g),
+        return fail(err, LINNET_ERR_FORMAT, "%s: metadata key %s is missing", gguf_path(g),
                     k.buffer);
     if ((s = get_float(&k, eps_key, 0, 1, &eps, err))) return s;
     c->norm_eps = (float)eps;
@@ -228,8 +228,8 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
     const gguf_tensor *e = gguf_find_tensor(g, "token_embd.weight");
     if (e && (e->n_dims != 2 || e->dims[1] > MAX_ROWS))
         return fail(err, LINNET_ERR_FORMAT,
-                    "%s: token_embd.weight: expected a matrix of at most %d rows",
-                    gguf_short_path(g), MAX_ROWS);
+                    "%s: token_embd.weight: expected a matrix of at most %d rows", gguf_path(g),
+                    MAX_ROWS);
     c->n_rows = e ? (int)e->dims[1] : 0;
     c->tied = !gguf_find_tensor(g, "output.weight");
     return LINNET_OK;

@@ -40,7 +40,7 @@ bool has_tensor(const loader *l, int layer, const char *name) {
 /* The tensor, present, readable and of the shape [cols, rows] (rows 0: a vector). */
 static linnet_status require(loader *l, int layer, const char *name, size_t cols, size_t rows,
                              const gguf_tensor **out, linnet_error *err) {
-    const char *path = gguf_short_path(l->model->file);
+    const char *path = gguf_path(l->model->file);
     const gguf_tensor *t = *out = find_tensor(l, layer, name);
     char full[96];
     tensor_name(full, layer, name);
@@ -72,8 +72,8 @@ linnet_status load_matrix(loader *l, int layer, const char *name, size_t rows_to
     out->panel_bytes = packed_panel_bytes(out->type, cols);
     size_t bytes;
     if (!mul_size(out->panel_bytes, (rows + PANEL - 1) / PANEL, &bytes))
-        return fail(err, LINNET_ERR_FORMAT, "%s: tensor %s is too large",
-                    gguf_short_path(l->model->file), t->name);
+        return fail(err, LINNET_ERR_FORMAT, "%s: tensor %s is too large", gguf_path(l->model->file),
+                    t->name);
     uint8_t *data = arena_take(l, bytes);
     if (!l->fill) return LINNET_OK;
     out->data = data;
@@ -90,7 +90,7 @@ linnet_status load_vector(loader *l, int layer, const char *name, bool optional,
     if (!is_float_type((dtype)t->type))
         return fail(err, LINNET_ERR_UNSUPPORTED,
                     "%s: tensor %s has type %s, expected f32, f16 or bf16",
-                    gguf_short_path(l->model->file), t->name, dtype_any_name(t->type));
+                    gguf_path(l->model->file), t->name, dtype_any_name(t->type));
     *out = arena_take(l, n * sizeof(float));
     if (!l->fill) return LINNET_OK;
     size_t size = dtype_row_bytes((dtype)t->type, 1);
@@ -170,7 +170,7 @@ static linnet_status load_all(loader *l, linnet_error *err) {
         return fail(
             err, LINNET_ERR_FORMAT,
             "%s: output.weight has %llu rows, token_embd.weight has %d: expected equal numbers",
-            gguf_short_path(m->file), (unsigned long long)t->dims[1], c->n_rows);
+            gguf_path(m->file), (unsigned long long)t->dims[1], c->n_rows);
     return load_matrix(l, -1, output, (size_t)c->n_rows, 0, (size_t)c->n_rows, (size_t)c->n_embd,
                        &m->output, err);
 }
@@ -183,7 +183,7 @@ static linnet_status refuse_unused(const loader *l, linnet_error *err) {
         if (!l->used[i] && strcmp(gguf_tensor_at(g, i)->name, "rope_freqs.weight"))
             return fail(err, LINNET_ERR_UNSUPPORTED,
                         "%s: tensor %s is not part of the architecture as this version knows it",
-                        gguf_short_path(g), gguf_tensor_at(g, i)->name);
+                        gguf_path(g), gguf_tensor_at(g, i)->name);
     return LINNET_OK;
 }
 
@@ -196,14 +196,14 @@ static linnet_status choose_mixers(linnet_model *m, linnet_error *err) {
     if (windows && windows->count != (uint64_t)c->n_layers)
         return fail(err, LINNET_ERR_FORMAT,
                     "%s: linnet.attention.window_layers has %llu entries for %d layers",
-                    gguf_short_path(m->file), (unsigned long long)windows->count, c->n_layers);
+                    gguf_path(m->file), (unsigned long long)windows->count, c->n_layers);
     for (int i = 0; i < c->n_layers; i++) {
         layer_weights *w = &m->layers[i];
         int64_t window = windows ? gguf_int_at(windows, (uint64_t)i) : c->window;
         if (window < 0 || window > MAX_CTX)
             return fail(err, LINNET_ERR_FORMAT,
-                        "%s: layer %d has a window of %lld, expected 0 to %d",
-                        gguf_short_path(m->file), i, (long long)window, MAX_CTX);
+                        "%s: layer %d has a window of %lld, expected 0 to %d", gguf_path(m->file),
+                        i, (long long)window, MAX_CTX);
         w->mixer = &mixer_softmax;
         w->window = (int)window;
         w->kv_slot = w->mixer->uses_kv ? m->kv_layers++ : -1;
@@ -222,7 +222,7 @@ static linnet_status fill_arena(loader *l, linnet_error *err) {
     if (m->arena == MAP_FAILED) {
         m->arena = NULL;
         return fail(err, LINNET_ERR_MEMORY, "%s: no memory for %zu bytes of weights",
-                    gguf_short_path(m->file), m->arena_bytes);
+                    gguf_path(m->file), m->arena_bytes);
     }
     madvise(m->arena, m->arena_bytes, MADV_HUGEPAGE);
     m->arena_used = 0;
@@ -437,7 +437,7 @@ static linnet_status check_tensor(const gguf *g, const gguf_tensor *t, void *raw
         return fail(err, LINNET_ERR_UNSUPPORTED,
                     "%s: tensor %s has type %s, which this version cannot "
                     "read",
-                    gguf_short_path(g), t->name, dtype_any_name(t->type));
+                    gguf_path(g), t->name, dtype_any_name(t->type));
     for (uint64_t at = 0; at < t->n_elements; at += piece) {
         size_t n = t->n_elements - at < piece ? (size_t)(t->n_elements - at) : piece;
         const void *data;
@@ -448,7 +448,7 @@ static linnet_status check_tensor(const gguf *g, const gguf_tensor *t, void *raw
         for (size_t i = 0; i < n; i++)
             if (!isfinite(values[i]))
                 return fail(err, LINNET_ERR_NUMERIC, "%s: tensor %s has %s at element %llu",
-                            gguf_short_path(g), t->name, isnan(values[i]) ? "NaN" : "infinity",
+                            gguf_path(g), t->name, isnan(values[i]) ? "NaN" : "infinity",
                             (unsigned long long)(at + i));
     }
     return LINNET_OK;

@@ -112,10 +112,10 @@ static void pack_all(void *arg, int thread) {
             if (s) refuse(p, s, &err);
             if (thread == 0 && p->progress &&
                 !p->progress(p->user, "load", atomic_load(&p->done), p->panels))
-                refuse(p,
-                       fail(&err, LINNET_ERR_CANCELLED, "%s: loading was cancelled",
-                            gguf_short_path(p->g)),
-                       &err);
+                refuse(
+                    p,
+                    fail(&err, LINNET_ERR_CANCELLED, "%s: loading was cancelled", gguf_path(p->g)),
+                    &err);
         }
         j = j ? j - 1 : 0; /* the next piece may begin inside the last matrix */
     }

@@ -23,7 +23,7 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
     if (!m->kernels)
         return fail(err, LINNET_ERR_ARGUMENT,
                     "%s: opened for its metadata only, without weights: no session can run it",
-                    gguf_short_path(m->file));
+                    gguf_path(m->file));
     if (o.ctx < 0 || o.ctx > MAX_CTX)
         return fail(err, LINNET_ERR_ARGUMENT, "ctx is %d, expected 1 to %d", o.ctx, MAX_CTX);
     if (m->cfg.learned_positions && o.ctx > m->cfg.n_ctx_train)

@@ -8,7 +8,7 @@ static linnet_status need_tokenizer(const linnet_model *m, linnet_error *err) {
     if (m->tok) return LINNET_OK;
     return fail(err, LINNET_ERR_TOKENIZER,
                 "%s: the file has no vocabulary: export it with --tokenizer, or work with ids",
-                gguf_short_path(m->file));
+                gguf_path(m->file));
 }
 
 /* Copies a list into the caller's buffer and frees it. */

@@ -651,7 +651,7 @@ linnet_status gguf_open_memory(gguf **out, const void *data, size_t bytes, const
 /* ---- Access ------------------------------------------------------------------------------- */
 
 const char *gguf_path(const gguf *g) {
-    return g->path;
+    return gguf_short_path(g->path);
 }
 uint64_t gguf_file_bytes(const gguf *g) {
     return g->file_bytes;

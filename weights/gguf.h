@@ -66,8 +66,9 @@ void gguf_close(gguf *g);
 linnet_status gguf_open_memory(gguf **out, const void *data, size_t bytes, const char *path,
                                linnet_error *err);
 
+/* The file's path, for messages. */
 const char *gguf_path(const gguf *g);
-/* The end of a path, short enough to leave room for the rest of a message. */
+/* The end of a path, short enough to leave room for the rest of a message; gguf_path is such. */
 const char *gguf_short_path(const char *path);
 /* The name of a value type ("u32", "string", ...). */
 const char *gguf_type_name(gguf_type type);

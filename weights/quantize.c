@@ -102,7 +102,7 @@ static float limit(dtype type) {
 /* One tensor. The rows of both types are whole blocks, so pieces may cut through rows. */
 static linnet_status convert(job *j, const gguf_tensor *t, dtype to, linnet_error *err) {
     const dtype from = (dtype)t->type;
-    const char *path = gguf_short_path(gguf_path(j->in));
+    const char *path = gguf_path(j->in);
     const float too_large = limit(to);
     for (uint64_t at = 0; at < t->n_elements; at += PIECE) {
         size_t n = min_size((size_t)(t->n_elements - at), PIECE);
@@ -182,7 +182,7 @@ static bool same_file(const char *a, const char *b) {
 }
 
 static linnet_status check_input(job *j, linnet_error *err) {
-    const char *path = gguf_short_path(gguf_path(j->in));
+    const char *path = gguf_path(j->in);
     int64_t parts = 1;
     if (gguf_n_tensors(j->in) == 0)
         return fail(err, LINNET_ERR_UNSUPPORTED, "%s has no tensors, there is nothing to quantize",
@@ -210,8 +210,7 @@ static linnet_status run(job *j, const char *out_path, uint32_t file_type, linne
     j->raw = malloc(PIECE * sizeof *j->x); /* no type is wider than f32 */
     j->scratch = gguf_is_mapped(j->in) ? NULL : malloc(PIECE * sizeof *j->x);
     if (!j->types || !j->x || !j->raw || (!gguf_is_mapped(j->in) && !j->scratch))
-        return fail(err, LINNET_ERR_MEMORY, "no memory to convert %s",
-                    gguf_short_path(gguf_path(j->in)));
+        return fail(err, LINNET_ERR_MEMORY, "no memory to convert %s", gguf_path(j->in));
     TRY(gguf_writer_open(&j->w, out_path, err));
     TRY(announce(j, file_type, err));
     for (size_t i = 0; i < gguf_n_tensors(j->in); i++)
