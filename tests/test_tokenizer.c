@@ -689,8 +689,8 @@ static void sp_refusals(void **state) {
                                          "</s>",
                                          "\xE2\x96\x81",
                                          "a",
-                                         "\xE2\x96\x81"
-                                         "a"};
+                                         ("\xE2\x96\x81"
+                                          "a")};
     static const int32_t types[] = {2, 3, 3, 1, 1, 1};
     const recipe good = {"llama", NULL, tokens, 6, 6, 6, -1, NULL, types, NULL, NULL, 0};
     tokenizer *t;
