@@ -17,6 +17,7 @@ static const struct {
     {"qwen2", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false},
     {"qwen3", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false},
     {"gpt2", NORM_LAYER, FFN_GELU, ROPE_NONE, true},
+    {"linnet", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false},
 };
 enum { N_ARCHITECTURES = sizeof architectures / sizeof *architectures };
 
@@ -216,6 +217,14 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
     if ((int64_t)c->n_heads * c->head_dim > MAX_DIM)
         return fail(err, LINNET_ERR_FORMAT, "%s: %d heads of %d dimensions exceed %d", gguf_path(g),
                     c->n_heads, c->head_dim, MAX_DIM);
+    gguf_str pairing = {"", 0};
+    if ((s = gguf_get_str(g, "linnet.rope.pairing", false, &pairing, err))) return s;
+    if (str_is(pairing, "none"))
+        c->rope = ROPE_NONE;
+    else if (pairing.n && !str_is(pairing, "halves"))
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: linnet.rope.pairing is '%.*s', expected halves or none", gguf_path(g),
+                    (int)min_size(pairing.n, 40), pairing.p);
     double eps = 1e-5;
     const char *eps_key =
         c->norm == NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon";

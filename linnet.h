@@ -172,7 +172,8 @@ typedef struct {
     void *user;
 } linnet_item;
 /* Advances many distinct sessions of one model at once; each result is bitwise the same as alone.
- * After an error or cancellation no session has advanced. */
+ * After an error or cancellation no session has advanced; but a single step that fails may lose a
+ * recurrent state, and then the session wants a reset. */
 linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress_fn progress,
                              void *user, linnet_error *err);
 linnet_status linnet_feed(linnet_session *session, const int32_t *tokens, size_t n,

@@ -116,12 +116,12 @@ linnet_status read_row(const gguf *g, const gguf_tensor *t, uint64_t r, float *o
     return s;
 }
 
-static linnet_status load_norm(loader *l, int layer, const char *name, norm *out,
+static linnet_status load_norm(loader *l, int layer, const char *name, bool optional, norm *out,
                                linnet_error *err) {
     size_t d = (size_t)l->model->cfg.n_embd;
     char full[64];
     snprintf(full, sizeof full, "%s.weight", name);
-    linnet_status s = load_vector(l, layer, full, false, d, 0, d, &out->w, err);
+    linnet_status s = load_vector(l, layer, full, optional, d, 0, d, &out->w, err);
     if (s || l->model->cfg.norm == NORM_RMS) return s;
     snprintf(full, sizeof full, "%s.bias", name);
     return load_vector(l, layer, full, true, d, 0, d, &out->b, err);
@@ -142,9 +142,15 @@ static linnet_status load_layer(loader *l, int i, linnet_error *err) {
     layer_weights *w = &m->layers[i];
     size_t d = (size_t)m->cfg.n_embd, ff = (size_t)m->cfg.n_ff;
     linnet_status s;
-    if ((s = load_norm(l, i, "attn_norm", &w->attn_norm, err)) ||
+    /* norms before the mixer and the feed-forward, or (OLMo 2) of what they give */
+    bool attn_post = has_tensor(l, i, "post_attention_norm.weight");
+    bool ffn_post = has_tensor(l, i, "post_ffw_norm.weight");
+    m->post_norms = m->post_norms || attn_post || ffn_post;
+    if ((s = load_norm(l, i, "attn_norm", attn_post, &w->attn_norm, err)) ||
+        (s = load_norm(l, i, "post_attention_norm", true, &w->attn_post_norm, err)) ||
         (s = w->mixer->load(l, i, &w->mixer_weights, err)) ||
-        (s = load_norm(l, i, "ffn_norm", &w->ffn_norm, err)))
+        (s = load_norm(l, i, "ffn_norm", ffn_post, &w->ffn_norm, err)) ||
+        (s = load_norm(l, i, "post_ffw_norm", true, &w->ffn_post_norm, err)))
         return s;
     if (m->cfg.ffn == FFN_SILU_GATED && (s = load_biased(l, i, "ffn_gate", ff, d, &w->w_gate, err)))
         return s;
@@ -164,7 +170,7 @@ static linnet_status load_all(loader *l, linnet_error *err) {
         return s;
     for (int i = 0; i < c->n_layers; i++)
         if ((s = load_layer(l, i, err))) return s;
-    if ((s = load_norm(l, -1, "output_norm", &m->out_norm, err))) return s;
+    if ((s = load_norm(l, -1, "output_norm", false, &m->out_norm, err))) return s;
     const char *output = c->tied ? "token_embd.weight" : "output.weight";
     if ((t = find_tensor(l, -1, output)) && t->n_dims == 2 && t->dims[1] != (uint64_t)c->n_rows)
         return fail(
@@ -187,16 +193,35 @@ static linnet_status refuse_unused(const loader *l, linnet_error *err) {
     return LINNET_OK;
 }
 
+static linnet_status mixer_by_name(const gguf *g, gguf_str name, const mixer_ops **out,
+                                   linnet_error *err) {
+    char list[256] = "";
+    for (const mixer_ops *const *m = mixers; *m; m++) {
+        *out = *m;
+        if (name.n == strlen((*m)->name) && !memcmp(name.p, (*m)->name, name.n)) return LINNET_OK;
+        snprintf(list + strlen(list), sizeof list - strlen(list), " %s", (*m)->name);
+    }
+    return fail(err, LINNET_ERR_UNSUPPORTED,
+                "%s: linnet.mixers names '%.*s', which this version does not know; it knows%s",
+                gguf_path(g), (int)min_size(name.n, 40), name.p, list);
+}
+
+/* An array with an entry per layer, or NULL in *out. */
+static linnet_status layer_array(const linnet_model *m, const char *key, gguf_type element,
+                                 const gguf_kv **out, linnet_error *err) {
+    linnet_status s = gguf_get_array(m->file, key, element, false, out, err);
+    if (!s && *out && (*out)->count != (uint64_t)m->cfg.n_layers)
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s has %llu entries for %d layers",
+                    gguf_path(m->file), key, (unsigned long long)(*out)->count, m->cfg.n_layers);
+    return s;
+}
+
 static linnet_status choose_mixers(linnet_model *m, linnet_error *err) {
     const config *c = &m->cfg;
-    const gguf_kv *windows;
-    linnet_status s =
-        gguf_get_array(m->file, "linnet.attention.window_layers", GGUF_U32, false, &windows, err);
-    if (s) return s;
-    if (windows && windows->count != (uint64_t)c->n_layers)
-        return fail(err, LINNET_ERR_FORMAT,
-                    "%s: linnet.attention.window_layers has %llu entries for %d layers",
-                    gguf_path(m->file), (unsigned long long)windows->count, c->n_layers);
+    const gguf_kv *windows, *names;
+    size_t cursor = 0;
+    linnet_status s = layer_array(m, "linnet.attention.window_layers", GGUF_U32, &windows, err);
+    if (s || (s = layer_array(m, "linnet.mixers", GGUF_STRING, &names, err))) return s;
     for (int i = 0; i < c->n_layers; i++) {
         layer_weights *w = &m->layers[i];
         int64_t window = windows ? gguf_int_at(windows, (uint64_t)i) : c->window;
@@ -205,8 +230,25 @@ static linnet_status choose_mixers(linnet_model *m, linnet_error *err) {
                         "%s: layer %d has a window of %lld, expected 0 to %d", gguf_path(m->file),
                         i, (long long)window, MAX_CTX);
         w->mixer = &mixer_softmax;
+        if (names && (s = mixer_by_name(m->file, gguf_next_str(names, &cursor), &w->mixer, err)))
+            return s;
         w->window = (int)window;
         w->kv_slot = w->mixer->uses_kv ? m->kv_layers++ : -1;
+    }
+    return LINNET_OK;
+}
+
+/* Places for the mixers' fixed-size state, and the most scratch that one wants. */
+static linnet_status plan_state(linnet_model *m, linnet_error *err) {
+    for (int i = 0; i < m->cfg.n_layers; i++) {
+        layer_weights *w = &m->layers[i];
+        const mixer_ops *x = w->mixer;
+        size_t bytes = x->state_bytes ? round_up(x->state_bytes(m, w->mixer_weights), 64) : 0;
+        w->state_at = m->state_bytes;
+        if (!add_size(m->state_bytes, bytes, &m->state_bytes))
+            return fail(err, LINNET_ERR_FORMAT, "%s: the state is too large", gguf_path(m->file));
+        if (x->work_floats)
+            m->work_floats = max_size(m->work_floats, x->work_floats(m, w->mixer_weights));
     }
     return LINNET_OK;
 }
@@ -242,6 +284,7 @@ static linnet_status load_weights(linnet_model *m, const linnet_model_options *o
         return fail(err, LINNET_ERR_MEMORY, "no memory for a list of tensors");
     linnet_status s = load_all(&l, err);
     if (!s) s = refuse_unused(&l, err);
+    if (!s) s = plan_state(m, err);
     if (!s && !o->metadata_only) s = fill_arena(&l, err);
     free(l.used);
     return s;
@@ -398,7 +441,8 @@ uint64_t linnet_model_state_bytes(const linnet_model *m, linnet_kv_type kv, uint
     kv_layout l =
         kv_layout_of(model_kv_kind(m, kv), m->kv_layers, m->cfg.n_kv_heads, m->cfg.head_dim);
     uint64_t pages = (n_tokens + PAGE - 1) / PAGE;
-    return (pages - min_size(pages, model_kv_start(m, n_tokens) / PAGE)) * l.page_bytes;
+    return (pages - min_size(pages, model_kv_start(m, n_tokens) / PAGE)) * l.page_bytes +
+           m->state_bytes;
 }
 
 kv_kind model_kv_kind(const linnet_model *m, linnet_kv_type kv) {

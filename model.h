@@ -62,10 +62,12 @@ typedef struct {
 
 typedef struct {
     const mixer_ops *mixer;
-    void *mixer_weights; /* the mixer's own struct */
-    int window;          /* of the mixer: tokens visible, 0 = all */
-    int kv_slot;         /* its place in the session's KV pages, -1: keeps none */
-    norm attn_norm, ffn_norm;
+    void *mixer_weights;                /* the mixer's own struct */
+    int window;                         /* of the mixer: tokens visible, 0 = all */
+    int kv_slot;                        /* its place in the session's KV pages, -1: keeps none */
+    size_t state_at;                    /* its place in the session's fixed-size state */
+    norm attn_norm, ffn_norm;           /* before the mixer and the feed-forward; absent: w NULL */
+    norm attn_post_norm, ffn_post_norm; /* of their outputs; absent: w NULL */
     matrix w_gate, w_up, w_down;
 } layer_weights;
 
@@ -78,7 +80,10 @@ struct linnet_model {
     const chat_template *chat;
     config cfg;
     layer_weights *layers;
-    int kv_layers; /* how many mixers keep keys and values */
+    int kv_layers;      /* how many mixers keep keys and values */
+    size_t state_bytes; /* of all mixers' fixed-size state, per session */
+    size_t work_floats; /* the most that a mixer wants per row */
+    bool post_norms;    /* some layer normalizes its outputs */
     norm out_norm;
     matrix output; /* packed; the embedding too when tied */
     /* Read row by row from the file: [n_embd, n_rows], unused when tied; [n_embd, n_ctx_train],
@@ -137,6 +142,8 @@ struct linnet_session {
     kv_cache kv; /* keys and values of the layers that keep them */
     int32_t *tokens;
     size_t n_tokens, tokens_cap;
+    uint8_t *state; /* fixed-size state of all layers, [model->state_bytes]; NULL if that is 0 */
+    bool lost;      /* a step failed after changing the state: only a reset helps */
     float *logits;  /* [n_rows] after the last token, valid if has_logits */
     float *pending; /* where a running forward writes them: swapped when it succeeds */
     bool has_logits;

@@ -15,8 +15,14 @@ typedef struct {
     linnet_status (*load)(loader *l, int layer, void **weights, linnet_error *err);
     /* Whether the layer keeps keys and values in the session's KV pages. */
     bool uses_kv;
-    /* Runs on every thread of the team: reads p->h (normalized input, one row per token), adds its
-     * output to the residual stream p->x. Begins and ends in step with the team. */
+    /* Bytes of fixed-size state per session (linear states, taps, normalisers), by the loaded
+     * weights' shapes; all zero means that nothing was seen. NULL: none. */
+    size_t (*state_bytes)(const linnet_model *m, const void *weights);
+    /* Floats of scratch per row of a piece, in p->work. NULL: none. */
+    size_t (*work_floats)(const linnet_model *m, const void *weights);
+    /* Runs on every thread of the team, a series of phases (pass.h): takes the residual stream
+     * p->x, one row per token, through pass_mix_in, and adds its output to it by pass_mix_out.
+     * Tokens of a session are consecutive rows (p->runs), its state is row_state(). */
     void (*forward)(pass *p, int layer, int thread);
 } mixer_ops;
 

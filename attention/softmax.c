@@ -224,14 +224,13 @@ static void attend_split(pass *p, int layer, int thread) {
 }
 
 static void forward(pass *p, int layer, int thread) {
-    const layer_weights *L = &p->m->layers[layer];
-    const softmax_weights *w = L->mixer_weights;
+    const softmax_weights *w = p->m->layers[layer].mixer_weights;
     const config *c = &p->m->cfg;
     size_t q = (size_t)c->n_heads * c->head_dim, kv = (size_t)c->n_kv_heads * c->head_dim;
     const product qkv[] = {{&w->wq, p->q, q, GEMM_STORE},
                            {&w->wk, p->key, kv, GEMM_STORE},
                            {&w->wv, p->value, kv, GEMM_STORE}};
-    pass_norm_products(p, thread, &L->attn_norm, qkv, 3);
+    pass_mix_in(p, thread, layer, qkv, 3);
     for (phase ph = phase_begin(p->team, thread, p->n); phase_next(&ph);)
         for (size_t r = ph.from; r < ph.to; r++)
             place_row(p, w, layer, r);
@@ -239,8 +238,7 @@ static void forward(pass *p, int layer, int thread) {
         attend_split(p, layer, thread);
     else
         attend_rows(p, layer, thread);
-    const product o = {&w->wo, p->x, (size_t)c->n_embd, GEMM_ADD};
-    pass_products(p, thread, p->mixed, q, &o, 1);
+    pass_mix_out(p, thread, layer, p->mixed, q, &w->wo);
 }
 
 const mixer_ops mixer_softmax = {

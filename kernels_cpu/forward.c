@@ -37,6 +37,8 @@ static size_t lay_out(const linnet_model *m, size_t rows, size_t partials, int t
     TAKE(mixed, rows * q);
     TAKE(gate, rows * c->n_ff);
     TAKE(up, c->ffn == FFN_SILU_GATED ? rows * c->n_ff : 0);
+    TAKE(branch, m->post_norms ? rows * c->n_embd : 0);
+    TAKE(work, rows * m->work_floats);
     TAKE(norm_row, (size_t)threads * c->n_embd);
     TAKE(cos, rows * (c->rope_dim / 2));
     TAKE(sin, rows * (c->rope_dim / 2));
@@ -186,9 +188,40 @@ static void norm_products(pass *p, int thread, const norm *w, const size_t *rows
     multiply(p, thread, &a, products, n_products);
 }
 
-void pass_norm_products(pass *p, int thread, const norm *w, const product *products,
-                        size_t n_products) {
-    norm_products(p, thread, w, NULL, p->n, products, n_products);
+/* Products of x, normalized if `w` is there. */
+static void begin_branch(pass *p, int thread, const norm *w, const product *products,
+                         size_t n_products) {
+    if (w->w)
+        norm_products(p, thread, w, NULL, p->n, products, n_products);
+    else
+        pass_products(p, thread, p->x, (size_t)p->m->cfg.n_embd, products, n_products);
+}
+
+/* x += W a, or x += norm(W a). */
+static void end_branch(pass *p, int thread, const norm *post, const activations *a,
+                       const matrix *w) {
+    size_t d = (size_t)p->m->cfg.n_embd;
+    const product add = {w, p->x, d, GEMM_ADD}, keep = {w, p->branch, d, GEMM_STORE};
+    multiply(p, thread, a, post->w ? &keep : &add, 1);
+    if (!post->w) return;
+    float *h = p->norm_row + (size_t)thread * d;
+    for (phase ph = phase_begin(p->team, thread, p->n); phase_next(&ph);)
+        for (size_t r = ph.from; r < ph.to; r++) {
+            normalize(p, post, p->branch + r * d, h);
+            for (size_t i = 0; i < d; i++)
+                p->x[r * d + i] += h[i];
+        }
+}
+
+void pass_mix_in(pass *p, int thread, int layer, const product *products, size_t n_products) {
+    begin_branch(p, thread, &p->m->layers[layer].attn_norm, products, n_products);
+}
+
+void pass_mix_out(pass *p, int thread, int layer, const float *src, size_t cols, const matrix *w) {
+    const product out = {w, NULL, 0, GEMM_ADD};
+    activations a = input_for(p, p->n, cols, &out, 1);
+    FOR_BLOCKS(cols, r, b, run, quantize_row_blocks(p, &a, r, src + r * cols, b, b + run));
+    end_branch(p, thread, &p->m->layers[layer].attn_post_norm, &a, w);
 }
 
 /* Input of the down projection: silu(gate) * up or gelu(up), and its quantization, block by block.
@@ -209,14 +242,14 @@ static void feed_forward(pass *p, int thread, const layer_weights *l) {
     const product gated[] = {{&l->w_gate, p->gate, ff, GEMM_STORE},
                              {&l->w_up, p->up, ff, GEMM_STORE}};
     const product plain[] = {{&l->w_up, p->gate, ff, GEMM_STORE}};
-    const product down = {&l->w_down, p->x, (size_t)c->n_embd, GEMM_ADD};
+    const product down = {&l->w_down, NULL, 0, GEMM_ADD};
     if (c->ffn == FFN_SILU_GATED)
-        pass_norm_products(p, thread, &l->ffn_norm, gated, 2);
+        begin_branch(p, thread, &l->ffn_norm, gated, 2);
     else
-        pass_norm_products(p, thread, &l->ffn_norm, plain, 1);
+        begin_branch(p, thread, &l->ffn_norm, plain, 1);
     activations a = input_for(p, p->n, ff, &down, 1);
     FOR_BLOCKS(ff, r, b, run, activate(p, &a, r, b, run));
-    multiply(p, thread, &a, &down, 1);
+    end_branch(p, thread, &l->ffn_post_norm, &a, &l->w_down);
 }
 
 /* ---- One piece ----------------------------------------------------------------------------------
@@ -303,21 +336,26 @@ static linnet_status deliver(pass *p, linnet_item *items, const size_t *wanted, 
     return LINNET_OK;
 }
 
-/* Cuts rows into runs of one session, at most ATTEND_ROWS each (fewer where groups are large). */
-static size_t cut_blocks(const linnet_model *m, const row *rows, size_t n, size_t *blocks) {
-    size_t group = (size_t)(m->cfg.n_heads / m->cfg.n_kv_heads), n_blocks = 0;
-    size_t most = min_size(ATTEND_ROWS, max_size(1, ATTEND_TILE / group));
+/* Cuts rows into runs of one session, at most `most` rows each. */
+static size_t cut_runs(const row *rows, size_t n, size_t most, size_t *runs) {
+    size_t n_runs = 0;
     for (size_t r = 0; r < n; r++)
-        if (!r || r - blocks[n_blocks - 1] == most || rows[r].session != rows[r - 1].session)
-            blocks[n_blocks++] = r;
-    blocks[n_blocks] = n;
-    return n_blocks;
+        if (!r || r - runs[n_runs - 1] == most || rows[r].session != rows[r - 1].session)
+            runs[n_runs++] = r;
+    runs[n_runs] = n;
+    return n_runs;
+}
+
+/* Rows that share a pass over the keys, fewer where groups of heads are large. */
+static size_t cut_blocks(const linnet_model *m, const row *rows, size_t n, size_t *blocks) {
+    size_t group = (size_t)(m->cfg.n_heads / m->cfg.n_kv_heads);
+    return cut_runs(rows, n, min_size(ATTEND_ROWS, max_size(1, ATTEND_TILE / group)), blocks);
 }
 
 static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *rows, size_t n,
                                linnet_error *err) {
     size_t d = (size_t)m->cfg.n_embd, last = 0, n_wanted = 0;
-    size_t wanted[PIECE], blocks[PIECE + 1];
+    size_t wanted[PIECE], blocks[PIECE + 1], runs[PIECE + 1];
     bool split;
     for (size_t r = 0; r < n; r++) {
         last = max_size(last, (size_t)rows[r].position);
@@ -335,6 +373,8 @@ static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *r
     p->n = n;
     p->blocks = blocks;
     p->n_blocks = cut_blocks(m, rows, n, blocks);
+    p->runs = runs;
+    p->n_runs = cut_runs(rows, n, n, runs);
     p->split_attention = split;
     for (size_t r = 0; r < n; r++)
         if ((s = embed(m, &rows[r], p->x + r * d, err))) return s;

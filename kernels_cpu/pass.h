@@ -26,10 +26,14 @@ struct pass {
     float *q, *key, *value; /* [n, n_heads*head_dim], [n, n_kv_heads*head_dim] twice */
     float *mixed;           /* [n, n_heads*head_dim] what the mixer hands to its output matrix */
     float *gate, *up;       /* [n, n_ff] */
+    float *branch;          /* [n, n_embd] a layer's output before its post-norm */
+    float *work;            /* [n, work_floats] the mixer's own */
     float *norm_row;        /* [team size, n_embd] one normalized row per thread */
     float *cos, *sin;       /* [n, rope_dim/2] */
     float *attend_out;      /* partial results of attention: per thread, or per segment if split */
     attend_sum *attend_sums;
+    const size_t *runs; /* [n_runs + 1] first rows of each session's tokens */
+    size_t n_runs;
     const size_t *blocks; /* [n_blocks + 1] first rows of blocks that share a session */
     size_t n_blocks;
     bool split_attention; /* so few rows that the sequence is split over the team */
@@ -49,8 +53,14 @@ typedef struct {
 /* y = W src (+ y) for each product, src [n, cols]; panels are shared out over the team. */
 void pass_products(pass *p, int thread, const float *src, size_t cols, const product *products,
                    size_t n_products);
-/* The same with src = norm(p->x). */
-void pass_norm_products(pass *p, int thread, const norm *w, const product *products,
-                        size_t n_products);
+/* How a mixer begins: the same with src = the layer's input, normalized where the layer says so. */
+void pass_mix_in(pass *p, int thread, int layer, const product *products, size_t n_products);
+/* How it ends: x += W src, or x += norm(W src) where the layer normalizes its outputs. */
+void pass_mix_out(pass *p, int thread, int layer, const float *src, size_t cols, const matrix *w);
+
+/* The layer's fixed-size state of the session that row r belongs to. */
+static inline void *row_state(const pass *p, size_t r, int layer) {
+    return p->rows[r].session->state + p->m->layers[layer].state_at;
+}
 
 #endif

@@ -39,10 +39,12 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
     size_t row = (size_t)m->cfg.n_rows * sizeof(float);
     if (s) s->logits = malloc(row);
     if (s) s->pending = malloc(row);
-    if (!s || !s->logits || !s->pending) {
+    if (s && m->state_bytes) s->state = aligned_alloc(64, m->state_bytes);
+    if (!s || !s->logits || !s->pending || (m->state_bytes && !s->state)) {
         linnet_session_free(s);
         return fail(err, LINNET_ERR_MEMORY, "no memory for a session");
     }
+    if (s->state) memset(s->state, 0, m->state_bytes);
     s->model = m;
     s->ctx = ctx_of(m, o.ctx);
     s->kv.layout = kv_layout_of(kind, m->kv_layers, m->cfg.n_kv_heads, m->cfg.head_dim);
@@ -53,6 +55,7 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
 void linnet_session_free(linnet_session *s) {
     if (!s) return;
     kv_free(&s->kv);
+    free(s->state);
     free(s->tokens);
     free(s->logits);
     free(s->pending);
@@ -61,8 +64,10 @@ void linnet_session_free(linnet_session *s) {
 
 void linnet_session_reset(linnet_session *s) {
     kv_truncate(&s->kv, 0);
+    if (s->state) memset(s->state, 0, s->model->state_bytes);
     s->n_tokens = 0;
     s->has_logits = false;
+    s->lost = false;
 }
 
 const int32_t *linnet_session_tokens(const linnet_session *s, size_t *n) {
@@ -75,7 +80,7 @@ int linnet_session_ctx(const linnet_session *s) {
 }
 
 uint64_t linnet_session_state_bytes(const linnet_session *s) {
-    return (uint64_t)s->kv.held * s->kv.layout.page_bytes;
+    return (uint64_t)s->kv.held * s->kv.layout.page_bytes + s->model->state_bytes;
 }
 
 const float *linnet_session_logits(const linnet_session *s) {
@@ -88,6 +93,9 @@ static linnet_status check_item(const linnet_item *item, const linnet_item *firs
     if (!s || !item->tokens || !item->n_tokens)
         return fail(err, LINNET_ERR_ARGUMENT, "item %zu: expected a session and at least one token",
                     i);
+    if (s->lost)
+        return fail(err, LINNET_ERR_ARGUMENT,
+                    "item %zu: the session's state was lost to an earlier error: reset it", i);
     if (item->want < LINNET_LOGITS_NONE || item->want > LINNET_LOGITS_ALL)
         return fail(err, LINNET_ERR_ARGUMENT, "item %zu: want is %d, not one of linnet_want", i,
                     (int)item->want);
@@ -133,28 +141,60 @@ static void commit(const linnet_item *item) {
     kv_drop_before(&s->kv, model_kv_start(s->model, s->n_tokens));
 }
 
+/* Pages past the session's tokens hold nothing it needs; a fixed-size state that was changed comes
+ * back from its copy. A single step makes no copy: after an error in it the state is lost. */
+static void roll_back(const linnet_item *item, const uint8_t *copy, linnet_status status) {
+    linnet_session *s = item->session;
+    kv_truncate(&s->kv, s->n_tokens);
+    if (copy)
+        memcpy(s->state, copy, s->model->state_bytes);
+    else if (s->state && (status == LINNET_ERR_NUMERIC || status == LINNET_ERR_CANCELLED))
+        s->lost = true;
+}
+
+/* Copies of the fixed-size states that a failing forward would leave half changed, one after the
+ * other; *out is NULL where no item needs one. */
+static linnet_status copy_states(const linnet_item *items, size_t n, bool stoppable, uint8_t **out,
+                                 linnet_error *err) {
+    size_t bytes = items->session->model->state_bytes, total;
+    bool needed = stoppable;
+    for (size_t i = 0; i < n; i++)
+        needed = needed || items[i].n_tokens > 1 || items[i].rows;
+    *out = NULL;
+    if (!bytes || !needed) return LINNET_OK;
+    if (!mul_size(bytes, n, &total) || !(*out = malloc(total)))
+        return fail(err, LINNET_ERR_MEMORY, "no memory for a copy of %zu states of %zu bytes", n,
+                    bytes);
+    for (size_t i = 0; i < n; i++)
+        memcpy(*out + i * bytes, items[i].session->state, bytes);
+    return LINNET_OK;
+}
+
 linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress_fn progress,
                              void *user, linnet_error *err) {
     if (!items || !n_items)
         return fail(err, LINNET_ERR_ARGUMENT, "linnet_forward: expected at least one item");
     linnet_status s = LINNET_OK;
+    uint8_t *copies = NULL;
     for (size_t i = 0; i < n_items && !s; i++)
         s = check_item(&items[i], items, i, err);
     if (s) return s;
+    linnet_model *m = items->session->model;
     for (size_t i = 0; i < n_items && !s; i++)
         s = reserve(&items[i], err);
+    if (!s) s = copy_states(items, n_items, progress != NULL, &copies, err);
     if (!s) {
-        linnet_model *m = items->session->model;
         team_lock(m->team);
         s = forward_cpu(m, items, n_items, progress, user, err);
         team_unlock(m->team);
     }
     for (size_t i = 0; i < n_items; i++) {
         if (s)
-            kv_truncate(&items[i].session->kv, items[i].session->n_tokens);
+            roll_back(&items[i], copies ? copies + i * m->state_bytes : NULL, s);
         else
             commit(&items[i]);
     }
+    free(copies);
     return s;
 }
 

@@ -3,20 +3,23 @@
  * are equal. */
 #include "support.h"
 
-static const char *const names[] = {"llama_gqa_tied_llama3",
-                                    "llama_mqa_linear",
-                                    "llama_bias_yarn",
-                                    "mistral_window",
-                                    "qwen2_windows",
-                                    "qwen3_yarn",
-                                    "gpt2",
-                                    "llama_f16",
-                                    "llama_bf16",
-                                    "llama_q8_0",
-                                    "llama_q4_0",
-                                    "llama_q4_1",
-                                    "llama_kquants"};
-enum { N_NAMES = sizeof names / sizeof *names, MAX_IDS = 512 };
+#include <glob.h>
+
+/* Every tests/data/models/NAME.logits.npy, with NAME.gguf and NAME.ids beside it. */
+enum { MAX_NAMES = 128, MAX_IDS = 512 };
+static char names[MAX_NAMES][64];
+static int n_names;
+
+static void find_names(void) {
+    static const char folder[] = "tests/data/models/", suffix[] = ".logits.npy";
+    glob_t found;
+    assert_int_equal(glob("tests/data/models/*.logits.npy", 0, NULL, &found), 0);
+    for (size_t i = 0; i < found.gl_pathc && n_names < MAX_NAMES; i++)
+        snprintf(names[n_names++], sizeof *names, "%.*s",
+                 (int)(strlen(found.gl_pathv[i]) - strlen(folder) - strlen(suffix)),
+                 found.gl_pathv[i] + strlen(folder));
+    globfree(&found);
+}
 
 typedef struct {
     char path[256];
@@ -170,22 +173,23 @@ static void batches_are_equal(void **state) {
     free(g.logits);
 }
 
-static struct CMUnitTest *add(struct CMUnitTest *t, const char *what, CMUnitTestFunction f) {
-    static char all_names[4 * N_NAMES][96];
-    static size_t used;
-    for (int i = 0; i < N_NAMES; i++, t++) {
-        char *name = all_names[used++];
-        snprintf(name, sizeof *all_names, "%s_%s", names[i], what);
-        *t = (struct CMUnitTest){name, f, NULL, NULL, (void *)names[i]};
+static struct CMUnitTest tests[4 * MAX_NAMES];
+static size_t n_tests;
+
+static void add(const char *what, CMUnitTestFunction f) {
+    static char test_names[4 * MAX_NAMES][96];
+    for (int i = 0; i < n_names; i++) {
+        char *name = test_names[n_tests];
+        snprintf(name, sizeof *test_names, "%s_%s", names[i], what);
+        tests[n_tests++] = (struct CMUnitTest){name, f, NULL, NULL, names[i]};
     }
-    return t;
 }
 
 int main(void) {
-    struct CMUnitTest tests[4 * N_NAMES], *t = tests;
-    t = add(t, "exact", exact_equals_upstream);
-    t = add(t, "near", faster_paths_are_near);
-    t = add(t, "all_ways", all_ways_are_equal);
-    t = add(t, "batches", batches_are_equal);
-    return _cmocka_run_group_tests("forward", tests, (size_t)(t - tests), NULL, NULL);
+    find_names();
+    add("exact", exact_equals_upstream);
+    add("near", faster_paths_are_near);
+    add("all_ways", all_ways_are_equal);
+    add("batches", batches_are_equal);
+    return _cmocka_run_group_tests("forward", tests, n_tests, NULL, NULL);
 }
