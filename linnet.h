@@ -155,8 +155,7 @@ void linnet_session_reset(linnet_session *session); /* forgets all tokens */
 /* The tokens fed so far; valid until the session is next fed, reset or freed. */
 const int32_t *linnet_session_tokens(const linnet_session *session, size_t *n);
 int linnet_session_ctx(const linnet_session *session);
-/* Bytes of state held right now. */
-uint64_t linnet_session_state_bytes(const linnet_session *session);
+uint64_t linnet_session_state_bytes(const linnet_session *session); /* held right now */
 typedef enum { LINNET_LOGITS_NONE, LINNET_LOGITS_LAST, LINNET_LOGITS_ALL } linnet_want;
 /* Receives logits of `n_rows` consecutive positions, [n_rows, info.n_rows] float32, row-major,
  * valid during the call; return false to cancel. */

@@ -180,7 +180,7 @@ static void add(const char *what, CMUnitTestFunction f) {
     static char test_names[4 * MAX_NAMES][96];
     for (int i = 0; i < n_names; i++) {
         char *name = test_names[n_tests];
-        snprintf(name, sizeof *test_names, "%s_%s", names[i], what);
+        snprintf(name, sizeof *test_names, "%.60s_%.30s", names[i], what);
         tests[n_tests++] = (struct CMUnitTest){name, f, NULL, NULL, names[i]};
     }
 }
