@@ -38,8 +38,11 @@ else
 fi
 for t in "${tests[@]}"; do run "$(basename "$t")" "$t"; done
 [ -f tests/test_cli.sh ] && run test_cli bash tests/test_cli.sh
-if [ -n "${all:-}" ] && [ -f tests/test_export.py ]; then
-    run test_export .venv/bin/python -m unittest -v tests.test_export
+if [ -n "${all:-}" ]; then
+    for t in tests/test_export*.py; do
+        t=$(basename "$t" .py)
+        run "$t" .venv/bin/python -m unittest -v "tests.$t"
+    done
 fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
