@@ -196,7 +196,7 @@ typedef struct {
     size_t n_bias;
 } linnet_sampling;
 #define LINNET_SAMPLING_DEFAULT                                                                    \
-    { .top_p = 1, .repeat_penalty = 1, .repeat_last = 64 }
+    { 0, 0, 0, 1, 0, 1, 64, NULL, 0 }
 /* Draws the next token from the session's logits. The random number depends on (seed, number of
  * tokens in the session) alone. Does not feed the token. */
 linnet_status linnet_sample(const linnet_session *session, const linnet_sampling *sampling,
@@ -209,7 +209,7 @@ typedef struct {
     bool feed_end; /* also feed the token that ended the text, as a chat needs */
 } linnet_generate_options;
 #define LINNET_GENERATE_DEFAULT                                                                    \
-    { .sampling = LINNET_SAMPLING_DEFAULT }
+    { LINNET_SAMPLING_DEFAULT, 0, NULL, 0, false }
 typedef enum {
     LINNET_END_TOKEN,    /* the text's own end */
     LINNET_END_STOP,     /* a stop string */
