@@ -171,6 +171,18 @@ static float score(kv_kind kind, const kv_view *page, int head_dim, const float 
     return s;
 }
 
+static void add_rows(float *out, const float *x, const float *m, size_t rows, size_t cols) {
+    for (size_t r = 0; r < rows; r++, m += cols)
+        for (size_t c = 0; c < cols; c++)
+            out[c] = fmaf(x[r], m[c], out[c]);
+}
+
+static void add_outer(float *m, const float *x, const float *y, size_t rows, size_t cols) {
+    for (size_t r = 0; r < rows; r++, m += cols)
+        for (size_t c = 0; c < cols; c++)
+            m[c] = fmaf(x[r], y[c], m[c]);
+}
+
 static void attend(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
                    int n_queries) {
     size_t padded = round_up(head_dim, 16);
@@ -210,5 +222,7 @@ const kernels kernels_generic = {
     .silu_mul = silu_mul,
     .gelu = gelu,
     .to_f16 = to_f16,
+    .add_rows = add_rows,
+    .add_outer = add_outer,
     .attend = attend,
 };

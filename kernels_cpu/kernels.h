@@ -106,6 +106,10 @@ typedef struct {
     void (*silu_mul)(float *gate, const float *up, size_t n); /* gate = silu(gate) * up */
     void (*gelu)(float *x, size_t n);                         /* tanh form, GPT-2's gelu_new */
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
+    /* out[c] += sum_r x[r] m[r][c], m [rows, cols]; terms in order of r, one rounding each. */
+    void (*add_rows)(float *out, const float *x, const float *m, size_t rows, size_t cols);
+    /* m[r][c] += x[r] y[c], one rounding. */
+    void (*add_outer)(float *m, const float *x, const float *y, size_t rows, size_t cols);
     /* Advances each query over one page (online softmax, Milakov & Gimelshein 2018). */
     void (*attend)(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
                    int n_queries);

@@ -589,6 +589,42 @@ INLINE void attend_of(kv_kind kind, const kv_view *page, int head_dim, const att
     }
 }
 
+/* `width` vectors of columns at a time stay in registers while the rows pass. */
+INLINE size_t add_rows_of(size_t width, size_t c, float *out, const float *x, const float *m,
+                          size_t rows, size_t cols) {
+    for (; c + width * LANES <= cols; c += width * LANES) {
+        vf sum[8];
+        UNROLL for (size_t i = 0; i < width; i++) sum[i] = load_f(out + c + i * LANES);
+        for (size_t r = 0; r < rows; r++) {
+            vf weight = V_SET1F(x[r]);
+            UNROLL for (size_t i = 0; i < width; i++) sum[i] =
+                V_FMA(weight, load_f(m + r * cols + c + i * LANES), sum[i]);
+        }
+        UNROLL for (size_t i = 0; i < width; i++) store_f(out + c + i * LANES, sum[i]);
+    }
+    return c;
+}
+
+static void add_rows(float *out, const float *x, const float *m, size_t rows, size_t cols) {
+    size_t c = add_rows_of(8, 0, out, x, m, rows, cols);
+    c = add_rows_of(4, c, out, x, m, rows, cols);
+    c = add_rows_of(1, c, out, x, m, rows, cols);
+    for (; c < cols; c++)
+        for (size_t r = 0; r < rows; r++)
+            out[c] = fmaf(x[r], m[r * cols + c], out[c]);
+}
+
+static void add_outer(float *m, const float *x, const float *y, size_t rows, size_t cols) {
+    for (size_t r = 0; r < rows; r++, m += cols) {
+        vf weight = V_SET1F(x[r]);
+        size_t c = 0;
+        for (; c + LANES <= cols; c += LANES)
+            store_f(m + c, V_FMA(weight, load_f(y + c), load_f(m + c)));
+        for (; c < cols; c++)
+            m[c] = fmaf(x[r], y[c], m[c]);
+    }
+}
+
 static void attend(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
                    int n_queries) {
     switch (kind) {
@@ -613,5 +649,7 @@ const kernels TABLE = {
     .silu_mul = silu_mul,
     .gelu = gelu,
     .to_f16 = to_f16,
+    .add_rows = add_rows,
+    .add_outer = add_outer,
     .attend = attend,
 };

@@ -426,6 +426,41 @@ static void attention_equals_generic_and_float64(void **state) {
                 }
 }
 
+/* Sums over the rows of a matrix, and outer products added to one, in odd shapes. */
+static void state_kernels_equal_generic_and_float64(void **state) {
+    (void)state;
+    static const size_t shapes[][2] = {{1, 1},   {3, 7},    {5, 16},   {16, 33},
+                                       {64, 64}, {40, 129}, {128, 80}, {7, 200}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        size_t rows = shapes[s][0], cols = shapes[s][1], n = rows * cols;
+        float *m = noises(n, 1), *x = noises(rows, 1), *y = noises(cols, 1);
+        float *sum = malloc(cols * sizeof *sum), *other = malloc(cols * sizeof *other);
+        float *outer = malloc(n * sizeof *outer), *second = malloc(n * sizeof *second);
+        memcpy(sum, y, cols * sizeof *sum);
+        memcpy(outer, m, n * sizeof *m);
+        kernels_generic.add_rows(sum, x, m, rows, cols);
+        kernels_generic.add_outer(outer, x, y, rows, cols);
+        for (size_t c = 0; c < cols; c++) {
+            double exact = y[c];
+            for (size_t r = 0; r < rows; r++) {
+                exact += (double)x[r] * m[r * cols + c];
+                double product = (double)x[r] * y[c] + m[r * cols + c];
+                assert_true(fabs(outer[r * cols + c] - product) <= 1e-7 * (fabs(product) + 1e-3));
+            }
+            assert_true(fabs(sum[c] - exact) <= 1e-7 * (double)(rows + 1) * 4);
+        }
+        for (int t = 0; tables[t]; t++) {
+            memcpy(other, y, cols * sizeof *other);
+            memcpy(second, m, n * sizeof *m);
+            tables[t]->add_rows(other, x, m, rows, cols);
+            tables[t]->add_outer(second, x, y, rows, cols);
+            assert_memory_equal(other, sum, cols * sizeof *sum);
+            assert_memory_equal(second, outer, n * sizeof *outer);
+        }
+        free(m), free(x), free(y), free(sum), free(other), free(outer), free(second);
+    }
+}
+
 static void names_select_kernels(void **state) {
     (void)state;
     const kernels *k;
@@ -448,6 +483,7 @@ int main(void) {
         cmocka_unit_test(row_kernels_equal_generic_and_float64),
         cmocka_unit_test(activations_saturate_and_keep_nan),
         cmocka_unit_test(attention_equals_generic_and_float64),
+        cmocka_unit_test(state_kernels_equal_generic_and_float64),
         cmocka_unit_test(names_select_kernels),
     };
     find_tables();
