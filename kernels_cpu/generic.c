@@ -171,6 +171,11 @@ static float score(kv_kind kind, const kv_view *page, int head_dim, const float 
     return s;
 }
 
+static void exp_shifted(float *out, const float *x, float sign, float shift, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        out[i] = exp_f32(sign * x[i] - shift);
+}
+
 static void add_rows(float *out, const float *x, const float *m, size_t rows, size_t cols) {
     for (size_t r = 0; r < rows; r++, m += cols)
         for (size_t c = 0; c < cols; c++)
@@ -181,6 +186,47 @@ static void add_outer(float *m, const float *x, const float *y, size_t rows, siz
     for (size_t r = 0; r < rows; r++, m += cols)
         for (size_t c = 0; c < cols; c++)
             m[c] = fmaf(x[r], y[c], m[c]);
+}
+
+static void l2_norm(float *out, const float *x, size_t n, float eps, float scale) {
+    float lanes[16] = {0};
+    for (size_t i = 0; i < n; i++)
+        lanes[i % 16] = fmaf(x[i], x[i], lanes[i % 16]);
+    float factor = scale / sqrtf(fold(lanes) + eps);
+    for (size_t i = 0; i < n; i++)
+        out[i] = x[i] * factor;
+}
+
+static void sigmoid_mul(float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        gate[i] = up[i] / (1.0f + exp_f32(-gate[i]));
+}
+
+static void short_conv(float *out, const float *const *x, const float *w, size_t ldw, size_t taps,
+                       size_t c0, size_t c1, bool silu) {
+    for (size_t c = c0; c < c1; c++) {
+        float sum = w ? 0.0f : x[0][c];
+        for (size_t j = 0; w && j < taps; j++)
+            sum = fmaf(w[j * ldw + c], x[j][c], sum);
+        out[c] = silu ? sum / (1.0f + exp_f32(-sum)) : sum;
+    }
+}
+
+static void delta_step(float *s, size_t ld, size_t n_keys, size_t n, const float *q, const float *k,
+                       const float *v, float decay, float beta, float *o) {
+    for (size_t c = 0; c < n; c++) {
+        float t[4] = {0};
+        for (size_t i = 0; i < n_keys; i++)
+            t[i % 4] = fmaf(k[i], s[i * ld + c], t[i % 4]);
+        float d = beta * (v[c] - decay * ((t[0] + t[1]) + (t[2] + t[3])));
+        memset(t, 0, sizeof t);
+        for (size_t i = 0; i < n_keys; i++) {
+            float *at = s + i * ld + c;
+            *at = fmaf(k[i], d, decay * *at);
+            t[i % 4] = fmaf(q[i], *at, t[i % 4]);
+        }
+        o[c] = (t[0] + t[1]) + (t[2] + t[3]);
+    }
 }
 
 static void attend(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
@@ -222,7 +268,12 @@ const kernels kernels_generic = {
     .silu_mul = silu_mul,
     .gelu = gelu,
     .to_f16 = to_f16,
+    .exp_shifted = exp_shifted,
     .add_rows = add_rows,
     .add_outer = add_outer,
+    .l2_norm = l2_norm,
+    .sigmoid_mul = sigmoid_mul,
+    .short_conv = short_conv,
+    .delta_step = delta_step,
     .attend = attend,
 };

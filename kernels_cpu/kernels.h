@@ -106,10 +106,25 @@ typedef struct {
     void (*silu_mul)(float *gate, const float *up, size_t n); /* gate = silu(gate) * up */
     void (*gelu)(float *x, size_t n);                         /* tanh form, GPT-2's gelu_new */
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
+    void (*exp_shifted)(float *out, const float *x, float sign, float shift,
+                        size_t n); /* exp(sign x - shift), sign 1 or -1 */
     /* out[c] += sum_r x[r] m[r][c], m [rows, cols]; terms in order of r, one rounding each. */
     void (*add_rows)(float *out, const float *x, const float *m, size_t rows, size_t cols);
     /* m[r][c] += x[r] y[c], one rounding. */
     void (*add_outer)(float *m, const float *x, const float *y, size_t rows, size_t cols);
+    /* out = x scale / sqrt(sum x^2 + eps); sums as in rms_norm. */
+    void (*l2_norm)(float *out, const float *x, size_t n, float eps, float scale);
+    void (*sigmoid_mul)(float *gate, const float *up, size_t n); /* gate = sigmoid(gate) * up */
+    /* Channels [c0, c1) of out[c] = sum_j w[j][c] x[j][c], terms in order of j, w [taps, ldw]; with
+     * `silu` its silu. No w: the one tap as it is. */
+    void (*short_conv)(float *out, const float *const *x, const float *w, size_t ldw, size_t taps,
+                       size_t c0, size_t c1, bool silu);
+    /* One token of the gated delta rule on `n` columns (value dimensions) of a state of n_keys rows
+     * that are `ld` apart, column by column:
+     *   d = beta (v - decay sum_i k_i s_i);  s_i = decay s_i + k_i d;  o = sum_i q_i s_i
+     * Sums have 4 interleaved parts, (0 + 1) + (2 + 3). */
+    void (*delta_step)(float *s, size_t ld, size_t n_keys, size_t n, const float *q, const float *k,
+                       const float *v, float decay, float beta, float *o);
     /* Advances each query over one page (online softmax, Milakov & Gimelshein 2018). */
     void (*attend)(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
                    int n_queries);

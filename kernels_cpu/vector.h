@@ -416,7 +416,7 @@ static void quantize(const activations *a, size_t c, const float *x, size_t b0, 
     }
 }
 
-static void rms_norm(float *out, const float *x, const float *w, size_t n, float eps) {
+INLINE float sum_squares(const float *x, size_t n) {
     vf lanes[HALVES];
     float rest[16];
     memset(lanes, 0, sizeof lanes);
@@ -429,9 +429,19 @@ static void rms_norm(float *out, const float *x, const float *w, size_t n, float
         vf v = load_f(rest + h * LANES);
         lanes[h] = V_FMA(v, v, lanes[h]);
     }
-    float scale = 1.0f / sqrtf(fold(lanes) / (float)n + eps);
+    return fold(lanes);
+}
+
+static void rms_norm(float *out, const float *x, const float *w, size_t n, float eps) {
+    float scale = 1.0f / sqrtf(sum_squares(x, n) / (float)n + eps);
     for (size_t i = 0; i < n; i++)
         out[i] = x[i] * scale * w[i];
+}
+
+static void l2_norm(float *out, const float *x, size_t n, float eps, float scale) {
+    float factor = scale / sqrtf(sum_squares(x, n) + eps);
+    for (size_t i = 0; i < n; i++)
+        out[i] = x[i] * factor;
 }
 
 static void layer_norm(float *out, const float *x, const float *w, const float *b, size_t n,
@@ -447,6 +457,14 @@ static void silu_mul(float *gate, const float *up, size_t n) {
         store_f(gate + i, g / (one + exp_v(-g)) * load_f(up + i));
     }
     kernels_generic.silu_mul(gate + i, up + i, n - i);
+}
+
+static void sigmoid_mul(float *gate, const float *up, size_t n) {
+    size_t i = 0;
+    const vf one = V_SET1F(1.0f);
+    for (; i + LANES <= n; i += LANES)
+        store_f(gate + i, load_f(up + i) / (one + exp_v(-load_f(gate + i))));
+    kernels_generic.sigmoid_mul(gate + i, up + i, n - i);
 }
 
 static void gelu(float *x, size_t n) {
@@ -589,6 +607,14 @@ INLINE void attend_of(kv_kind kind, const kv_view *page, int head_dim, const att
     }
 }
 
+static void exp_shifted(float *out, const float *x, float sign, float shift, size_t n) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        store_f(out + i, exp_v(load_f(x + i) * V_SET1F(sign) - V_SET1F(shift)));
+    for (; i < n; i++)
+        out[i] = exp_f32(sign * x[i] - shift);
+}
+
 /* `width` vectors of columns at a time stay in registers while the rows pass. */
 INLINE size_t add_rows_of(size_t width, size_t c, float *out, const float *x, const float *m,
                           size_t rows, size_t cols) {
@@ -625,6 +651,76 @@ static void add_outer(float *m, const float *x, const float *y, size_t rows, siz
     }
 }
 
+static void short_conv(float *out, const float *const *x, const float *w, size_t ldw, size_t taps,
+                       size_t c0, size_t c1, bool silu) {
+    const vf one = V_SET1F(1.0f);
+    size_t c = c0;
+    for (; c + LANES <= c1; c += LANES) {
+        vf sum = w ? V_SET1F(0.0f) : load_f(x[0] + c);
+        for (size_t j = 0; w && j < taps; j++)
+            sum = V_FMA(load_f(w + j * ldw + c), load_f(x[j] + c), sum);
+        store_f(out + c, silu ? sum / (one + exp_v(-sum)) : sum);
+    }
+    kernels_generic.short_conv(out, x, w, ldw, taps, c, c1, silu);
+}
+
+/* Keys [i, i + n) of delta_step's first sum, `width` vectors of columns; part p goes to t[p]. */
+INLINE void delta_dot(const float *s, size_t ld, size_t i, size_t n, size_t width, const float *k,
+                      vf t[][2]) {
+    UNROLL for (size_t part = 0; part < n; part++) {
+        vf weight = V_SET1F(k[i + part]);
+        UNROLL for (size_t x = 0; x < width; x++) t[part][x] =
+            V_FMA(weight, load_f(s + (i + part) * ld + x * LANES), t[part][x]);
+    }
+}
+
+/* The same of the update and the second sum. */
+INLINE void delta_write(float *s, size_t ld, size_t i, size_t n, size_t width, const float *q,
+                        const float *k, vf decay, const vf *d, vf t[][2]) {
+    UNROLL for (size_t part = 0; part < n; part++) {
+        vf key = V_SET1F(k[i + part]), query = V_SET1F(q[i + part]);
+        UNROLL for (size_t x = 0; x < width; x++) {
+            float *at = s + (i + part) * ld + x * LANES;
+            vf fresh = V_FMA(key, d[x], decay * load_f(at));
+            store_f(at, fresh);
+            t[part][x] = V_FMA(query, fresh, t[part][x]);
+        }
+    }
+}
+
+INLINE void delta_columns(float *s, size_t ld, size_t n_keys, size_t width, const float *q,
+                          const float *k, const float *v, vf decay, vf beta, float *o) {
+    vf t[4][2], d[2];
+    size_t i = 0;
+    memset(t, 0, sizeof t);
+    for (; i + 4 <= n_keys; i += 4)
+        delta_dot(s, ld, i, 4, width, k, t);
+    UNROLL for (size_t p = 0; p < 3; p++) if (i + p < n_keys)
+        delta_dot(s, ld, i + p, 1, width, k, t + p);
+    UNROLL for (size_t x = 0; x < width; x++) {
+        vf sum = (t[0][x] + t[1][x]) + (t[2][x] + t[3][x]);
+        d[x] = beta * (load_f(v + x * LANES) - decay * sum);
+    }
+    memset(t, 0, sizeof t);
+    for (i = 0; i + 4 <= n_keys; i += 4)
+        delta_write(s, ld, i, 4, width, q, k, decay, d, t);
+    UNROLL for (size_t p = 0; p < 3; p++) if (i + p < n_keys)
+        delta_write(s, ld, i + p, 1, width, q, k, decay, d, t + p);
+    UNROLL for (size_t x = 0; x < width; x++)
+        store_f(o + x * LANES, (t[0][x] + t[1][x]) + (t[2][x] + t[3][x]));
+}
+
+static void delta_step(float *s, size_t ld, size_t n_keys, size_t n, const float *q, const float *k,
+                       const float *v, float decay, float beta, float *o) {
+    size_t c = 0;
+    const vf all_decay = V_SET1F(decay), all_beta = V_SET1F(beta);
+    for (; c + 2 * LANES <= n; c += 2 * LANES)
+        delta_columns(s + c, ld, n_keys, 2, q, k, v + c, all_decay, all_beta, o + c);
+    for (; c + LANES <= n; c += LANES)
+        delta_columns(s + c, ld, n_keys, 1, q, k, v + c, all_decay, all_beta, o + c);
+    kernels_generic.delta_step(s + c, ld, n_keys, n - c, q, k, v + c, decay, beta, o + c);
+}
+
 static void attend(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
                    int n_queries) {
     switch (kind) {
@@ -649,7 +745,12 @@ const kernels TABLE = {
     .silu_mul = silu_mul,
     .gelu = gelu,
     .to_f16 = to_f16,
+    .exp_shifted = exp_shifted,
     .add_rows = add_rows,
     .add_outer = add_outer,
+    .l2_norm = l2_norm,
+    .sigmoid_mul = sigmoid_mul,
+    .short_conv = short_conv,
+    .delta_step = delta_step,
     .attend = attend,
 };

@@ -450,14 +450,100 @@ static void state_kernels_equal_generic_and_float64(void **state) {
             assert_true(fabs(sum[c] - exact) <= 1e-7 * (double)(rows + 1) * 4);
         }
         for (int t = 0; tables[t]; t++) {
+            memcpy(outer, m, n * sizeof *m);
+            kernels_generic.add_outer(outer, x, y, rows, cols);
             memcpy(other, y, cols * sizeof *other);
             memcpy(second, m, n * sizeof *m);
             tables[t]->add_rows(other, x, m, rows, cols);
             tables[t]->add_outer(second, x, y, rows, cols);
             assert_memory_equal(other, sum, cols * sizeof *sum);
             assert_memory_equal(second, outer, n * sizeof *outer);
+            for (int sign = -1; sign <= 1; sign += 2) {
+                kernels_generic.exp_shifted(outer, m, (float)sign, 0.75f, n);
+                tables[t]->exp_shifted(second, m, (float)sign, 0.75f, n);
+                assert_memory_equal(second, outer, n * sizeof *outer);
+                for (size_t i = 0; i < n; i++)
+                    assert_true(fabs(outer[i] - exp(sign * m[i] - 0.75)) <= 4e-7);
+            }
         }
         free(m), free(x), free(y), free(sum), free(other), free(outer), free(second);
+    }
+}
+
+/* Norms and gates of the delta rule's layers, and the convolution with 1 to 5 taps or none. */
+static void delta_row_kernels_equal_generic_and_float64(void **state) {
+    (void)state;
+    for (size_t n = 1; n < 90; n += n < 40 ? 1 : 7) {
+        float *x = noises(6 * n, 3), *w = noises(5 * n, 1), out[2][96], got[96];
+        const float *rows[] = {x, x + n, x + 2 * n, x + 3 * n, x + 4 * n};
+        double square = 1e-6;
+        for (size_t i = 0; i < n; i++)
+            square += (double)x[i] * x[i];
+        kernels_generic.l2_norm(out[0], x, n, 1e-6f, 0.25f);
+        memcpy(out[1], x, n * sizeof *x);
+        kernels_generic.sigmoid_mul(out[1], w, n);
+        for (size_t i = 0; i < n; i++) {
+            assert_true(fabs(out[0][i] - 0.25 * x[i] / sqrt(square)) <= 3e-7);
+            assert_true(fabs(out[1][i] - w[i] / (1 + exp(-(double)x[i]))) <= 3e-7);
+        }
+        for (const kernels **k = tables; *k; k++) {
+            (*k)->l2_norm(got, x, n, 1e-6f, 0.25f);
+            assert_memory_equal(got, out[0], n * sizeof *x);
+            memcpy(got, x, n * sizeof *x);
+            (*k)->sigmoid_mul(got, w, n);
+            assert_memory_equal(got, out[1], n * sizeof *x);
+        }
+        for (size_t taps = 0; taps <= 5; taps++)
+            for (int silu = 0; silu < 2; silu++) {
+                const float *weights = taps ? w : NULL;
+                size_t from = n / 3;
+                kernels_generic.short_conv(out[0], rows, weights, n, taps, from, n, silu);
+                for (size_t i = from; i < n; i++) {
+                    double sum = taps ? 0 : x[i];
+                    for (size_t j = 0; j < taps; j++)
+                        sum += (double)w[j * n + i] * rows[j][i];
+                    double expected = silu ? sum / (1 + exp(-sum)) : sum;
+                    assert_true(fabs(out[0][i] - expected) <= 3e-6);
+                }
+                for (const kernels **k = tables; *k; k++) {
+                    (*k)->short_conv(got, rows, weights, n, taps, from, n, silu);
+                    assert_memory_equal(got + from, out[0] + from, (n - from) * sizeof *got);
+                }
+            }
+        free(x), free(w);
+    }
+}
+
+static void delta_step_equals_generic_and_float64(void **state) {
+    (void)state;
+    static const size_t shapes[][2] = {{1, 1},   {2, 7},   {3, 16},  {5, 9},
+                                       {16, 33}, {64, 64}, {31, 47}, {128, 80}};
+    for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++) {
+        size_t keys = shapes[shape][0], n = shapes[shape][1], ld = n + 3, size = keys * ld;
+        float *s = noises(size, 1), *after = malloc(size * sizeof *s), *other;
+        float *q = noises(keys, 1), *k = noises(keys, 1), *v = noises(n, 1), o[96], got[96];
+        other = malloc(size * sizeof *s);
+        memcpy(after, s, size * sizeof *s);
+        kernels_generic.delta_step(after, ld, keys, n, q, k, v, 0.75f, 1.5f, o);
+        for (size_t c = 0; c < ld; c++) {
+            double d = 0, sum = 0;
+            for (size_t i = 0; i < keys; i++)
+                d += (double)k[i] * s[i * ld + c];
+            d = 1.5 * (c < n ? v[c] - 0.75 * d : 0);
+            for (size_t i = 0; i < keys; i++) {
+                double expected = c < n ? 0.75 * s[i * ld + c] + k[i] * d : s[i * ld + c];
+                assert_true(fabs(after[i * ld + c] - expected) <= 1e-5);
+                sum += q[i] * expected;
+            }
+            if (c < n) assert_true(fabs(o[c] - sum) <= 5e-5);
+        }
+        for (const kernels **t = tables; *t; t++) {
+            memcpy(other, s, size * sizeof *s);
+            (*t)->delta_step(other, ld, keys, n, q, k, v, 0.75f, 1.5f, got);
+            assert_memory_equal(other, after, size * sizeof *s);
+            assert_memory_equal(got, o, n * sizeof *o);
+        }
+        free(s), free(after), free(other), free(q), free(k), free(v);
     }
 }
 
@@ -484,6 +570,8 @@ int main(void) {
         cmocka_unit_test(activations_saturate_and_keep_nan),
         cmocka_unit_test(attention_equals_generic_and_float64),
         cmocka_unit_test(state_kernels_equal_generic_and_float64),
+        cmocka_unit_test(delta_row_kernels_equal_generic_and_float64),
+        cmocka_unit_test(delta_step_equals_generic_and_float64),
         cmocka_unit_test(names_select_kernels),
     };
     find_tables();
