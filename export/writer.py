@@ -121,6 +121,10 @@ def write_parts(w, part, jobs, tensors):
             else:
                 dtype = tensors[out.sources[0]].dtype
                 arrays = [tensors[s].read() for s in out.sources]
+                if out.computes or any(tensors[s].dtype != dtype for s in out.sources):
+                    arrays = [to_float32(a, tensors[s].dtype)
+                              for a, s in zip(arrays, out.sources)]
+                    dtype = "F32"
                 array = out.make(*arrays) if out.make else arrays[0]
             w.write_tensor_data(encode(array, dtype, target, out.name))
             bar.add(int(np.prod(shape)))

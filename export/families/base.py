@@ -74,13 +74,15 @@ class Config:
 @dataclass
 class Out:
     """One tensor of the model file: made from `sources` (names) of `shapes` by `make`, which may
-    only move numbers about, so that it works on the raw bits of any dtype."""
+    only move numbers about, so that it works on the raw bits of any dtype, unless it `computes`:
+    then it gets float32 arrays and gives one."""
     name: str
     sources: tuple
     shapes: tuple
     make: Callable | None = None
     f32: bool = False              # norms, biases, positions: never anything else
     value: np.ndarray | None = None  # a constant of this file instead of a source
+    computes: bool = False
 
     @property
     def shape(self):
