@@ -12,12 +12,15 @@ static const struct {
     ffn_kind ffn;
     rope_kind rope;
     bool learned_positions;
+    bool delta_hybrid; /* Qwen3-Next's: gated delta net and gated softmax layers */
 } architectures[] = {
-    {"llama", NORM_RMS, FFN_SILU_GATED, ROPE_PAIRS, false},
-    {"qwen2", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false},
-    {"qwen3", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false},
-    {"gpt2", NORM_LAYER, FFN_GELU, ROPE_NONE, true},
-    {"linnet", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false},
+    {"llama", NORM_RMS, FFN_SILU_GATED, ROPE_PAIRS, false, false},
+    {"qwen2", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false, false},
+    {"qwen3", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false, false},
+    {"qwen35", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false, true},
+    {"qwen3next", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false, true},
+    {"gpt2", NORM_LAYER, FFN_GELU, ROPE_NONE, true, false},
+    {"linnet", NORM_RMS, FFN_SILU_GATED, ROPE_HALVES, false, false},
 };
 enum { N_ARCHITECTURES = sizeof architectures / sizeof *architectures };
 
@@ -149,6 +152,29 @@ static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
     return s;
 }
 
+/* qwen35 and qwen3next as llama.cpp writes them (src/models/qwen35.cpp, qwen3next.cpp). block_count
+ * includes blocks for multi-token prediction, which the layers' numbers do not. */
+static linnet_status read_delta_hybrid(keys *k, config *c, linnet_error *err) {
+    int interval = 4, blocks = c->n_layers;
+    const gguf_kv *recurrent;
+    linnet_status s;
+    c->gated_attention = true;
+    c->ffn_norm_is_post_attention = true;
+    if ((s = get_int(k, "nextn_predict_layers", false, 0, blocks - 1, &c->n_nextn, err)) ||
+        (s = get_int(k, "full_attention_interval", false, 1, MAX_LAYERS, &interval, err)) ||
+        (s = gguf_get_array(k->g, key(k, "attention.recurrent_layers"), GGUF_BOOL, false,
+                            &recurrent, err)))
+        return s;
+    if (recurrent && recurrent->count != (uint64_t)blocks)
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s has %llu entries for %d blocks",
+                    gguf_path(k->g), k->buffer, (unsigned long long)recurrent->count, blocks);
+    c->n_layers -= c->n_nextn;
+    for (int i = 0; i < c->n_layers; i++)
+        c->recurrent[i] =
+            recurrent ? gguf_int_at(recurrent, (uint64_t)i) != 0 : (i + 1) % interval != 0;
+    return LINNET_OK;
+}
+
 static linnet_status supported_architecture(const keys *k, size_t *index, linnet_error *err) {
     for (*index = 0; *index < N_ARCHITECTURES; ++*index)
         if (!strcmp(k->arch, architectures[*index].name)) return LINNET_OK;
@@ -202,6 +228,10 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
     if ((s = get_int(&k, "attention.value_length", false, 1, MAX_HEAD_DIM, &value_dim, err)) ||
         (s = get_int(&k, "attention.sliding_window", false, 0, MAX_CTX, &c->window, err)))
         return s;
+    int64_t sinks = 0;
+    if ((s = gguf_get_int(g, "linnet.attention.n_sink", false, 0, MAX_SINKS, &sinks, err)))
+        return s;
+    c->n_sink = (int)sinks;
     if (c->head_dim < 1 || c->head_dim > MAX_HEAD_DIM || c->head_dim % 2)
         return fail(err, LINNET_ERR_UNSUPPORTED,
                     "%s: heads of %d dimensions: expected an even number up to %d", gguf_path(g),
@@ -241,5 +271,6 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
                     MAX_ROWS);
     c->n_rows = e ? (int)e->dims[1] : 0;
     c->tied = !gguf_find_tensor(g, "output.weight");
+    if (architectures[a].delta_hybrid) return read_delta_hybrid(&k, c, err);
     return LINNET_OK;
 }

@@ -144,9 +144,13 @@ linnet_status linnet_chat_tokenize(const linnet_model *m, const char *name,
 const char *linnet_chat_template_name(size_t i); /* known names; NULL past the last */
 
 /* ---- Sessions ---------------------------------------------------------------------------- */
+/* Windows of the tokens that are fed, for LoLCATs models trained with terraces; tokens sampled by
+ * linnet_generate always see a sliding window. TERRACE_HF takes the first feed as the prompt. */
+typedef enum { LINNET_SLIDING, LINNET_TERRACE, LINNET_TERRACE_HF } linnet_window_mode;
 typedef struct {
     int ctx;           /* most tokens; 0 = the trained length */
     linnet_kv_type kv; /* LINNET_ACT_EXACT models always use F32 */
+    linnet_window_mode window_mode;
 } linnet_session_options;
 linnet_status linnet_session_new(linnet_session **out, linnet_model *model,
                                  const linnet_session_options *options, linnet_error *err);

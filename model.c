@@ -37,6 +37,11 @@ bool has_tensor(const loader *l, int layer, const char *name) {
     return find_tensor(l, layer, name);
 }
 
+uint64_t tensor_length(const loader *l, int layer, const char *name) {
+    const gguf_tensor *t = find_tensor(l, layer, name);
+    return t ? t->n_elements : 0;
+}
+
 /* The tensor, present, readable and of the shape [cols, rows] (rows 0: a vector). */
 static linnet_status require(loader *l, int layer, const char *name, size_t cols, size_t rows,
                              const gguf_tensor **out, linnet_error *err) {
@@ -104,6 +109,31 @@ linnet_status load_vector(loader *l, int layer, const char *name, bool optional,
     return s;
 }
 
+linnet_status load_floats(loader *l, int layer, const char *name, const size_t dims[3], float **out,
+                          linnet_error *err) {
+    const gguf *g = l->model->file;
+    const gguf_tensor *t = find_tensor(l, layer, name);
+    char full[96];
+    tensor_name(full, layer, name);
+    *out = NULL;
+    if (!t) return fail(err, LINNET_ERR_FORMAT, "%s: tensor %s is missing", gguf_path(g), full);
+    if (t->dims[0] != dims[0] || t->dims[1] != dims[1] || t->dims[2] != dims[2] || t->dims[3] != 1)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: tensor %s: expected shape [%zu, %zu, %zu], found [%llu, %llu, %llu, %llu]",
+                    gguf_path(g), full, dims[0], dims[1], dims[2], (unsigned long long)t->dims[0],
+                    (unsigned long long)t->dims[1], (unsigned long long)t->dims[2],
+                    (unsigned long long)t->dims[3]);
+    if (!dtype_get(t->type) || !is_float_type((dtype)t->type))
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: tensor %s has type %s, expected f32, f16 or bf16", gguf_path(g), full,
+                    dtype_any_name(t->type));
+    size_t n = (size_t)t->n_elements, bytes;
+    if (!mul_size(n, sizeof(float), &bytes))
+        return fail(err, LINNET_ERR_FORMAT, "%s: tensor %s is too large", gguf_path(g), full);
+    *out = arena_take(l, bytes);
+    return l->fill ? read_row(g, t, 0, *out, n, err) : LINNET_OK;
+}
+
 linnet_status read_row(const gguf *g, const gguf_tensor *t, uint64_t r, float *out, size_t n,
                        linnet_error *err) {
     size_t bytes = dtype_row_bytes((dtype)t->type, n);
@@ -143,13 +173,18 @@ static linnet_status load_layer(loader *l, int i, linnet_error *err) {
     size_t d = (size_t)m->cfg.n_embd, ff = (size_t)m->cfg.n_ff;
     linnet_status s;
     /* norms before the mixer and the feed-forward, or (OLMo 2) of what they give */
-    bool attn_post = has_tensor(l, i, "post_attention_norm.weight");
+    const char *ffn_norm = "ffn_norm", *attn_post_norm = "post_attention_norm";
+    if (m->cfg.ffn_norm_is_post_attention) {
+        ffn_norm = attn_post_norm;
+        attn_post_norm = NULL;
+    }
+    bool attn_post = attn_post_norm && has_tensor(l, i, "post_attention_norm.weight");
     bool ffn_post = has_tensor(l, i, "post_ffw_norm.weight");
     m->post_norms = m->post_norms || attn_post || ffn_post;
     if ((s = load_norm(l, i, "attn_norm", attn_post, &w->attn_norm, err)) ||
-        (s = load_norm(l, i, "post_attention_norm", true, &w->attn_post_norm, err)) ||
+        (attn_post && (s = load_norm(l, i, attn_post_norm, false, &w->attn_post_norm, err))) ||
         (s = w->mixer->load(l, i, &w->mixer_weights, err)) ||
-        (s = load_norm(l, i, "ffn_norm", ffn_post, &w->ffn_norm, err)) ||
+        (s = load_norm(l, i, ffn_norm, ffn_post, &w->ffn_norm, err)) ||
         (s = load_norm(l, i, "post_ffw_norm", true, &w->ffn_post_norm, err)))
         return s;
     if (m->cfg.ffn == FFN_SILU_GATED && (s = load_biased(l, i, "ffn_gate", ff, d, &w->w_gate, err)))
@@ -181,12 +216,20 @@ static linnet_status load_all(loader *l, linnet_error *err) {
                        &m->output, err);
 }
 
+/* A block behind the last layer that the file says predicts further tokens. */
+static bool is_nextn(const config *c, const char *tensor) {
+    int block, end = 0;
+    return sscanf(tensor, "blk.%9d.%n", &block, &end) == 1 && end && block >= c->n_layers &&
+           block < c->n_layers + c->n_nextn;
+}
+
 /* A tensor that nothing asked for means that the model is not what it says, or more than this
  * version knows: its results would differ from its maker's. */
 static linnet_status refuse_unused(const loader *l, linnet_error *err) {
     const gguf *g = l->model->file;
     for (size_t i = 0; i < gguf_n_tensors(g); i++)
-        if (!l->used[i] && strcmp(gguf_tensor_at(g, i)->name, "rope_freqs.weight"))
+        if (!l->used[i] && strcmp(gguf_tensor_at(g, i)->name, "rope_freqs.weight") &&
+            !is_nextn(&l->model->cfg, gguf_tensor_at(g, i)->name))
             return fail(err, LINNET_ERR_UNSUPPORTED,
                         "%s: tensor %s is not part of the architecture as this version knows it",
                         gguf_path(g), gguf_tensor_at(g, i)->name);
@@ -230,6 +273,8 @@ static linnet_status choose_mixers(linnet_model *m, linnet_error *err) {
                         "%s: layer %d has a window of %lld, expected 0 to %d", gguf_path(m->file),
                         i, (long long)window, MAX_CTX);
         w->mixer = &mixer_softmax;
+        gguf_str delta = {"gated_delta_net", 15};
+        if (c->recurrent[i] && (s = mixer_by_name(m->file, delta, &w->mixer, err))) return s;
         if (names && (s = mixer_by_name(m->file, gguf_next_str(names, &cursor), &w->mixer, err)))
             return s;
         w->window = (int)window;
@@ -426,14 +471,14 @@ const char *linnet_model_mixer(const linnet_model *m, int layer, int *window) {
     return m->layers[layer].mixer->name;
 }
 
-size_t model_kv_start(const linnet_model *m, size_t n_tokens) {
-    size_t widest = 0;
+size_t model_kv_start(const linnet_model *m, linnet_window_mode mode, size_t n_tokens) {
+    size_t start = n_tokens;
     for (int i = 0; i < m->cfg.n_layers; i++) {
+        int window = m->layers[i].window;
         if (m->layers[i].kv_slot < 0) continue;
-        if (!m->layers[i].window) return 0;
-        widest = max_size(widest, (size_t)m->layers[i].window);
+        start = min_size(start, window ? (size_t)window_first(mode, window, (int)n_tokens) : 0);
     }
-    return n_tokens + 1 > widest ? n_tokens + 1 - widest : 0;
+    return start;
 }
 
 uint64_t linnet_model_state_bytes(const linnet_model *m, linnet_kv_type kv, uint64_t n_tokens) {
@@ -441,8 +486,9 @@ uint64_t linnet_model_state_bytes(const linnet_model *m, linnet_kv_type kv, uint
     kv_layout l =
         kv_layout_of(model_kv_kind(m, kv), m->kv_layers, m->cfg.n_kv_heads, m->cfg.head_dim);
     uint64_t pages = (n_tokens + PAGE - 1) / PAGE;
-    return (pages - min_size(pages, model_kv_start(m, n_tokens) / PAGE)) * l.page_bytes +
-           m->state_bytes;
+    size_t pinned = round_up((size_t)m->cfg.n_sink, PAGE) / PAGE; /* kv_drop_before keeps them */
+    size_t start = min_size(pages, model_kv_start(m, LINNET_SLIDING, n_tokens) / PAGE);
+    return (pages - (start - min_size(start, pinned))) * l.page_bytes + m->state_bytes;
 }
 
 kv_kind model_kv_kind(const linnet_model *m, linnet_kv_type kv) {

@@ -25,6 +25,7 @@ enum {
     MAX_LAYERS = 1024,
     MAX_DIM = 1 << 17, /* n_embd, n_ff, n_heads * head_dim */
     MAX_HEAD_DIM = 512,
+    MAX_SINKS = 1024,
     MAX_ROWS = 1 << 24, /* rows of the output matrix */
     MAX_CTX = 1 << 28,  /* tokens of a session */
     PIECE = 256,        /* most rows of activations computed at once */
@@ -48,8 +49,13 @@ typedef struct {
     float *rope_freq; /* [rope_dim/2] radians per position, scaling included */
     float rope_scale; /* factor on cos and sin (YaRN's attention temperature), else 1 */
     bool learned_positions;
-    int window; /* default of every layer, 0 = whole context */
-    bool tied;  /* the output matrix is the embedding */
+    int window;                      /* default of every layer, 0 = whole context */
+    int n_sink;                      /* the first positions, which every window also sees */
+    bool tied;                       /* the output matrix is the embedding */
+    bool gated_attention;            /* softmax layers: W^Q gives [query | gate] per head */
+    bool ffn_norm_is_post_attention; /* ffn_norm is called post_attention_norm (Qwen3-Next) */
+    bool recurrent[MAX_LAYERS];      /* by architecture: mixer gated_delta_net, not softmax */
+    int n_nextn; /* blocks after the layers: multi-token prediction, which nothing here uses */
 } config;
 
 /* Reads and checks the config (config.c); `arch` receives general.architecture even where that is
@@ -84,6 +90,7 @@ struct linnet_model {
     size_t state_bytes; /* of all mixers' fixed-size state, per session */
     size_t work_floats; /* the most that a mixer wants per row */
     bool post_norms;    /* some layer normalizes its outputs */
+    bool terrace;       /* some layer was trained with windows of whole blocks: modes apply */
     norm out_norm;
     matrix output; /* packed; the embedding too when tied */
     /* Read row by row from the file: [n_embd, n_rows], unused when tied; [n_embd, n_ctx_train],
@@ -103,8 +110,15 @@ const tokenizer *model_tokenizer(const linnet_model *model); /* NULL: no vocabul
 linnet_model *session_model(const linnet_session *session);
 /* What `kv` means for this model: exact activations always keep float32. */
 kv_kind model_kv_kind(const linnet_model *m, linnet_kv_type kv);
-/* The first position that any layer may still look at once n_tokens are in. */
-size_t model_kv_start(const linnet_model *m, size_t n_tokens);
+/* The first position that any window still needs once n_tokens are in and the next token comes
+ * under `mode`; the sinks, cfg.n_sink first positions, are needed always. */
+size_t model_kv_start(const linnet_model *m, linnet_window_mode mode, size_t n_tokens);
+/* The first position in the window of position t. Sliding: t is the last of `window`. Terrace: the
+ * window is t's block of `window` positions, up to t, and the block before it. */
+static inline int window_first(linnet_window_mode mode, int window, int t) {
+    int first = mode == LINNET_TERRACE ? (t / window - 1) * window : t - window + 1;
+    return first > 0 ? first : 0;
+}
 
 /* ---- Loading, for mixers (model.c) -------------------------------------------------------------
  */
@@ -124,11 +138,16 @@ struct loader {
  * matrix. */
 linnet_status load_matrix(loader *l, int layer, const char *name, size_t rows_total, size_t row0,
                           size_t rows, size_t cols, matrix *out, linnet_error *err);
+/* A whole tensor of float type as float32; `dims` in GGUF order, unused ones 1. */
+linnet_status load_floats(loader *l, int layer, const char *name, const size_t dims[3], float **out,
+                          linnet_error *err);
 /* n float32 values starting at `first` of a vector of n_total; an absent optional one gives NULL.
  */
 linnet_status load_vector(loader *l, int layer, const char *name, bool optional, size_t n_total,
                           size_t first, size_t n, float **out, linnet_error *err);
 bool has_tensor(const loader *l, int layer, const char *name);
+/* Elements of a tensor, 0 if absent: where its length says which of two things it is. */
+uint64_t tensor_length(const loader *l, int layer, const char *name);
 /* Row r of a tensor that stays in the file, as n float32 values. Thread-safe. */
 linnet_status read_row(const gguf *g, const gguf_tensor *t, uint64_t r, float *out, size_t n,
                        linnet_error *err);
@@ -139,6 +158,10 @@ linnet_status read_row(const gguf *g, const gguf_tensor *t, uint64_t r, float *o
 struct linnet_session {
     linnet_model *model;
     int ctx;
+    linnet_window_mode mode; /* as asked for */
+    linnet_window_mode rule; /* of the running forward: sliding for sampled tokens */
+    bool sampled;            /* the token being fed was sampled */
+    int whole;   /* tokens of the running prefill if rule is LINNET_TERRACE_HF, else 0 */
     kv_cache kv; /* keys and values of the layers that keep them */
     int32_t *tokens;
     size_t n_tokens, tokens_cap;

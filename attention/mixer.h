@@ -28,5 +28,6 @@ typedef struct {
 
 extern const mixer_ops *const mixers[]; /* ends with NULL */
 extern const mixer_ops mixer_softmax;
+extern const mixer_ops mixer_lolcats, mixer_hedgehog;
 
 #endif

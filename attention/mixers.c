@@ -5,5 +5,7 @@
 
 const mixer_ops *const mixers[] = {
     &mixer_softmax,
+    &mixer_lolcats,
+    &mixer_hedgehog,
     NULL,
 };

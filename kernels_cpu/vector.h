@@ -10,6 +10,7 @@
  *   TABLE, NAME        the kernels this file provides
  *
  * Each loop does, lane by lane, the steps that generic.c does for one number: read that first. */
+#include "exp.h"
 #include "kernels.h"
 
 #include <math.h>

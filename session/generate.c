@@ -173,7 +173,9 @@ linnet_status linnet_generate(linnet_session *session, const linnet_generate_opt
         if (status) goto done;
         bool end = linnet_is_end(model, token);
         if (!end || options->feed_end) {
+            session->sampled = true;
             status = linnet_feed(session, &token, 1, LINNET_LOGITS_LAST, err);
+            session->sampled = false;
             if (status) goto done;
         }
         if (end) {

@@ -74,8 +74,9 @@ void kv_truncate(kv_cache *c, size_t n) {
         release(c, --c->n_pages);
 }
 
-void kv_drop_before(kv_cache *c, size_t n) {
-    for (size_t i = min_size(n / PAGE, c->n_pages); i-- > 0 && c->pages[i];)
+void kv_drop_before(kv_cache *c, size_t keep, size_t n) {
+    size_t first = round_up(keep, PAGE) / PAGE;
+    for (size_t i = min_size(n / PAGE, c->n_pages); i-- > first && c->pages[i];)
         release(c, i);
 }
 
@@ -150,5 +151,24 @@ void kv_write(const kv_cache *c, const kernels *kernels, size_t position, int la
         kernels->to_f16((uint16_t *)view.v + at * padded, v, head_dim);
     } else {
         write_q8(&view, (int)head_dim, at, k, v);
+    }
+}
+
+void kv_read(const kv_cache *c, size_t position, int layer, int head, float *k, float *v) {
+    kv_view view = kv_at(c, position / PAGE, layer, head);
+    size_t at = position % PAGE, head_dim = (size_t)c->layout.head_dim;
+    size_t padded = round_up(head_dim, 16), blocks = head_dim / BLOCK;
+    const float *k32 = view.k, *v32 = (const float *)view.v + at * padded;
+    const uint16_t *k16 = view.k, *v16 = (const uint16_t *)view.v + at * padded;
+    const int8_t *k8 = view.k, *v8 = (const int8_t *)view.v + at * padded;
+    for (size_t d = 0; d < head_dim; d++) {
+        size_t key = d * PAGE + at;
+        if (c->layout.kind == KV_F32)
+            k[d] = k32[key], v[d] = v32[d];
+        else if (c->layout.kind == KV_F16)
+            k[d] = f16_to_f32(k16[key]), v[d] = f16_to_f32(v16[d]);
+        else
+            k[d] = f16_to_f32(view.kd[d / BLOCK * PAGE + at]) * (float)k8[key],
+            v[d] = f16_to_f32(view.vd[at * blocks + d / BLOCK]) * (float)v8[d];
     }
 }

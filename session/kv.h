@@ -29,8 +29,9 @@ kv_layout kv_layout_of(kv_kind kind, int layers, int heads, int head_dim);
 linnet_status kv_reserve(kv_cache *c, size_t from, size_t to, linnet_error *err);
 /* Keeps positions [0, n) only. */
 void kv_truncate(kv_cache *c, size_t n);
-/* Drops whole pages before position n, which nothing will look at again. */
-void kv_drop_before(kv_cache *c, size_t n);
+/* Drops whole pages before position n, which nothing will look at again, except those that hold the
+ * first `keep` positions. */
+void kv_drop_before(kv_cache *c, size_t keep, size_t n);
 /* *out becomes a second owner of all pages; *out was zeroed. */
 linnet_status kv_fork(const kv_cache *c, kv_cache *out, linnet_error *err);
 void kv_free(kv_cache *c);
@@ -38,5 +39,7 @@ kv_view kv_at(const kv_cache *c, size_t page, int layer, int head);
 /* Stores one position's key and value of a head, [head_dim] floats each. */
 void kv_write(const kv_cache *c, const kernels *kernels, size_t position, int layer, int head,
               const float *k, const float *v);
+/* Reads them back. */
+void kv_read(const kv_cache *c, size_t position, int layer, int head, float *k, float *v);
 
 #endif

@@ -30,6 +30,14 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
         return fail(err, LINNET_ERR_ARGUMENT,
                     "ctx is %d, but this model has learned positions for %d tokens only", o.ctx,
                     m->cfg.n_ctx_train);
+    if (o.window_mode < LINNET_SLIDING || o.window_mode > LINNET_TERRACE_HF)
+        return fail(err, LINNET_ERR_ARGUMENT, "window_mode is %d, not one of linnet_window_mode",
+                    (int)o.window_mode);
+    if (o.window_mode != LINNET_SLIDING && !m->terrace)
+        return fail(err, LINNET_ERR_ARGUMENT,
+                    "window mode %s is for LoLCATs models trained with terraces (tk): %s is none, "
+                    "its windows slide",
+                    o.window_mode == LINNET_TERRACE ? "terrace" : "terrace-hf", gguf_path(m->file));
     kv_kind kind = model_kv_kind(m, o.kv);
     if (kind == KV_Q8_0 && m->cfg.head_dim % BLOCK)
         return fail(err, LINNET_ERR_UNSUPPORTED,
@@ -47,6 +55,7 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
     if (s->state) memset(s->state, 0, m->state_bytes);
     s->model = m;
     s->ctx = ctx_of(m, o.ctx);
+    s->mode = o.window_mode;
     s->kv.layout = kv_layout_of(kind, m->kv_layers, m->cfg.n_kv_heads, m->cfg.head_dim);
     *out = s;
     return LINNET_OK;
@@ -130,6 +139,14 @@ static linnet_status reserve(const linnet_item *item, linnet_error *err) {
     return kv_reserve(&s->kv, s->n_tokens, need, err);
 }
 
+/* Which windows the item's tokens see. */
+static void choose_rule(const linnet_item *item) {
+    linnet_session *s = item->session;
+    bool past_prompt = s->sampled || (s->mode == LINNET_TERRACE_HF && s->n_tokens);
+    s->rule = past_prompt ? LINNET_SLIDING : s->mode;
+    s->whole = s->rule == LINNET_TERRACE_HF ? (int)item->n_tokens : 0;
+}
+
 static void commit(const linnet_item *item) {
     linnet_session *s = item->session;
     memcpy(s->tokens + s->n_tokens, item->tokens, item->n_tokens * sizeof *s->tokens);
@@ -138,7 +155,8 @@ static void commit(const linnet_item *item) {
     float *logits = s->pending;
     s->pending = s->logits;
     s->logits = logits;
-    kv_drop_before(&s->kv, model_kv_start(s->model, s->n_tokens));
+    kv_drop_before(&s->kv, (size_t)s->model->cfg.n_sink,
+                   model_kv_start(s->model, s->mode, s->n_tokens));
 }
 
 /* Pages past the session's tokens hold nothing it needs; a fixed-size state that was changed comes
@@ -183,6 +201,8 @@ linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress
     for (size_t i = 0; i < n_items && !s; i++)
         s = reserve(&items[i], err);
     if (!s) s = copy_states(items, n_items, progress != NULL, &copies, err);
+    for (size_t i = 0; i < n_items && !s; i++)
+        choose_rule(&items[i]);
     if (!s) {
         team_lock(m->team);
         s = forward_cpu(m, items, n_items, progress, user, err);
