@@ -3,8 +3,10 @@
  *   o_t = sum_{s in (t - window, t]} softmax_s(q_t . k_s / sqrt(d)) v_s        (Vaswani et al.
  * 2017)
  *
- * Query heads of a group share a KV head (Ainslie et al. 2023); q and k are normalized per head
- * where the model says so (Qwen3), then rotated (Su et al. 2021).
+ * Query heads of a group share a KV head (Ainslie et al. 2023); q and k are normalized where the
+ * model says so, per head (Qwen3) or over all heads at once (OLMo 2), then rotated (Su et al.
+ * 2021). Gated attention (Qwen3-Next): W^Q gives [query | gate] per head, and o_t is multiplied by
+ * sigmoid(gate) before W^O.
  *
  * The positions are cut into segments of 16 pages at fixed places. Within a segment pages are taken
  * in order with a running maximum; segments are merged in order. So a token's result does not
@@ -19,8 +21,18 @@
 
 typedef struct {
     matrix wq, wk, wv, wo;
-    float *q_norm, *k_norm; /* [head_dim] or NULL */
+    float *q_norm, *k_norm; /* [head_dim], or of all heads if `whole`, or NULL */
+    bool q_whole, k_whole;
 } softmax_weights;
+
+/* A norm of q or k: a head's vector, or all heads' as one (`whole`); the tensor's length says. */
+static linnet_status load_qk_norm(loader *l, int layer, const char *name, int heads, float **out,
+                                  bool *whole, linnet_error *err) {
+    size_t d = (size_t)l->model->cfg.head_dim, all = (size_t)heads * d;
+    *whole = tensor_length(l, layer, name) == all && heads > 1;
+    size_t n = *whole ? all : d;
+    return load_vector(l, layer, name, true, n, 0, n, out, err);
+}
 
 static linnet_status load(loader *l, int layer, void **weights, linnet_error *err) {
     if (!*weights && !(*weights = calloc(1, sizeof(softmax_weights))))
@@ -28,23 +40,24 @@ static linnet_status load(loader *l, int layer, void **weights, linnet_error *er
     softmax_weights *w = *weights;
     const config *c = &l->model->cfg;
     size_t d = (size_t)c->n_embd, q = (size_t)c->n_heads * c->head_dim;
-    size_t kv = (size_t)c->n_kv_heads * c->head_dim, all = q + 2 * kv;
+    size_t kv = (size_t)c->n_kv_heads * c->head_dim, q_all = c->gated_attention ? 2 * q : q;
+    size_t all = q_all + 2 * kv;
     linnet_status s;
     if (has_tensor(l, layer, "attn_qkv.weight")) { /* one matrix, rows q then k then v */
         const char *name = "attn_qkv.weight", *bias = "attn_qkv.bias";
-        if ((s = load_matrix(l, layer, name, all, 0, q, d, &w->wq, err)) ||
-            (s = load_matrix(l, layer, name, all, q, kv, d, &w->wk, err)) ||
-            (s = load_matrix(l, layer, name, all, q + kv, kv, d, &w->wv, err)) ||
-            (s = load_vector(l, layer, bias, true, all, 0, q, &w->wq.bias, err)) ||
-            (s = load_vector(l, layer, bias, true, all, q, kv, &w->wk.bias, err)) ||
-            (s = load_vector(l, layer, bias, true, all, q + kv, kv, &w->wv.bias, err)))
+        if ((s = load_matrix(l, layer, name, all, 0, q_all, d, &w->wq, err)) ||
+            (s = load_matrix(l, layer, name, all, q_all, kv, d, &w->wk, err)) ||
+            (s = load_matrix(l, layer, name, all, q_all + kv, kv, d, &w->wv, err)) ||
+            (s = load_vector(l, layer, bias, true, all, 0, q_all, &w->wq.bias, err)) ||
+            (s = load_vector(l, layer, bias, true, all, q_all, kv, &w->wk.bias, err)) ||
+            (s = load_vector(l, layer, bias, true, all, q_all + kv, kv, &w->wv.bias, err)))
             return s;
     } else {
         struct {
             const char *weight, *bias;
             size_t rows;
             matrix *m;
-        } all_three[] = {{"attn_q.weight", "attn_q.bias", q, &w->wq},
+        } all_three[] = {{"attn_q.weight", "attn_q.bias", q_all, &w->wq},
                          {"attn_k.weight", "attn_k.bias", kv, &w->wk},
                          {"attn_v.weight", "attn_v.bias", kv, &w->wv}};
         for (int i = 0; i < 3; i++) {
@@ -55,11 +68,12 @@ static linnet_status load(loader *l, int layer, void **weights, linnet_error *er
                 return s;
         }
     }
-    size_t hd = (size_t)c->head_dim;
     if ((s = load_matrix(l, layer, "attn_output.weight", d, 0, d, q, &w->wo, err)) ||
         (s = load_vector(l, layer, "attn_output.bias", true, d, 0, d, &w->wo.bias, err)) ||
-        (s = load_vector(l, layer, "attn_q_norm.weight", true, hd, 0, hd, &w->q_norm, err)) ||
-        (s = load_vector(l, layer, "attn_k_norm.weight", true, hd, 0, hd, &w->k_norm, err)))
+        (s = load_qk_norm(l, layer, "attn_q_norm.weight", c->n_heads, &w->q_norm, &w->q_whole,
+                          err)) ||
+        (s = load_qk_norm(l, layer, "attn_k_norm.weight", c->n_kv_heads, &w->k_norm, &w->k_whole,
+                          err)))
         return s;
     return LINNET_OK;
 }
@@ -85,14 +99,19 @@ static void place_row(pass *p, const softmax_weights *w, int layer, size_t r) {
     float *q = p->q + r * c->n_heads * hd, *k = p->key + r * c->n_kv_heads * hd;
     const float *v = p->value + r * c->n_kv_heads * hd;
     float scale = 1.0f / sqrtf((float)c->head_dim);
+    if (c->gated_attention)
+        for (size_t h = 0; h < (size_t)c->n_heads; h++)
+            memcpy(q + h * hd, p->work + (r * c->n_heads + h) * 2 * hd, hd * sizeof(float));
+    if (w->q_whole) p->k->rms_norm(q, q, w->q_norm, c->n_heads * hd, c->norm_eps);
+    if (w->k_whole) p->k->rms_norm(k, k, w->k_norm, c->n_kv_heads * hd, c->norm_eps);
     for (int h = 0; h < c->n_heads; h++, q += hd) {
-        if (w->q_norm) p->k->rms_norm(q, q, w->q_norm, hd, c->norm_eps);
+        if (w->q_norm && !w->q_whole) p->k->rms_norm(q, q, w->q_norm, hd, c->norm_eps);
         if (c->rope != ROPE_NONE) rotate(c, q, cos, sin);
         for (size_t i = 0; i < hd; i++)
             q[i] *= scale;
     }
     for (int h = 0; h < c->n_kv_heads; h++, k += hd, v += hd) {
-        if (w->k_norm) p->k->rms_norm(k, k, w->k_norm, hd, c->norm_eps);
+        if (w->k_norm && !w->k_whole) p->k->rms_norm(k, k, w->k_norm, hd, c->norm_eps);
         if (c->rope != ROPE_NONE) rotate(c, k, cos, sin);
         kv_write(&row->session->kv, p->k, (size_t)row->position, p->m->layers[layer].kv_slot, h, k,
                  v);
@@ -159,6 +178,10 @@ static void store(pass *p, const tile *t, size_t i, const attend_sum *sum, const
     float *dst = p->mixed + (r * c->n_heads + head) * c->head_dim;
     for (int d = 0; d < c->head_dim; d++)
         dst[d] = out[d] / sum->sum;
+    if (!c->gated_attention) return;
+    const float *gate = p->work + (2 * (r * c->n_heads + head) + 1) * c->head_dim;
+    for (int d = 0; d < c->head_dim; d++)
+        dst[d] /= 1.0f + exp_f32(-gate[d]);
 }
 
 static size_t segments_of(const pass *p, size_t row) {
@@ -227,7 +250,8 @@ static void forward(pass *p, int layer, int thread) {
     const softmax_weights *w = p->m->layers[layer].mixer_weights;
     const config *c = &p->m->cfg;
     size_t q = (size_t)c->n_heads * c->head_dim, kv = (size_t)c->n_kv_heads * c->head_dim;
-    const product qkv[] = {{&w->wq, p->q, q, GEMM_STORE},
+    float *to = c->gated_attention ? p->work : p->q; /* [n, heads, 2, head_dim] with gates */
+    const product qkv[] = {{&w->wq, to, c->gated_attention ? 2 * q : q, GEMM_STORE},
                            {&w->wk, p->key, kv, GEMM_STORE},
                            {&w->wv, p->value, kv, GEMM_STORE}};
     pass_mix_in(p, thread, layer, qkv, 3);
@@ -241,9 +265,15 @@ static void forward(pass *p, int layer, int thread) {
     pass_mix_out(p, thread, layer, p->mixed, q, &w->wo);
 }
 
+static size_t work_floats(const linnet_model *m, const void *weights) {
+    (void)weights;
+    return m->cfg.gated_attention ? 2 * (size_t)m->cfg.n_heads * m->cfg.head_dim : 0;
+}
+
 const mixer_ops mixer_softmax = {
     .name = "softmax",
     .load = load,
     .uses_kv = true,
+    .work_floats = work_floats,
     .forward = forward,
 };
