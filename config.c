@@ -175,6 +175,61 @@ static linnet_status read_delta_hybrid(keys *k, config *c, linnet_error *err) {
     return LINNET_OK;
 }
 
+/* Which of `options` (ends with NULL) a string key names; the first where it is absent. */
+static linnet_status get_option(keys *k, const char *suffix, const char *const *options, int *out,
+                                linnet_error *err) {
+    gguf_str v = {options[0], strlen(options[0])};
+    linnet_status s = gguf_get_str(k->g, key(k, suffix), false, &v, err);
+    if (s) return s;
+    char list[128] = "";
+    for (*out = 0; options[*out]; ++*out) {
+        if (str_is(v, options[*out])) return LINNET_OK;
+        snprintf(list + strlen(list), sizeof list - strlen(list), " %s", options[*out]);
+    }
+    return fail(err, LINNET_ERR_UNSUPPORTED, "%s: %s is '%.*s', expected one of%s", gguf_path(k->g),
+                k->buffer, (int)min_size(v.n, 40), v.p, list);
+}
+
+/* The keys linnet.delta.*; without head_count the model has no such layers. */
+static linnet_status read_delta(keys *k, config *c, linnet_error *err) {
+    static const char *const activations[] = {"silu", "relu", "elu", "identity", NULL};
+    static const char *const norms[] = {"l2", "sum", NULL}, *const gates[] = {"silu", "sigmoid",
+                                                                              NULL};
+    delta_config *d = &c->delta;
+    int activation, norm, gate;
+    double scale = 1, eps = (double)c->norm_eps;
+    linnet_status s;
+    if (!gguf_find(k->g, key(k, "delta.head_count"))) return LINNET_OK;
+    d->conv_kernel = 4;
+    if ((s = get_int(k, "delta.head_count", true, 1, MAX_DIM, &d->n_heads, err))) return s;
+    d->n_value_heads = d->n_heads;
+    if ((s = get_int(k, "delta.value_head_count", false, 1, MAX_DIM, &d->n_value_heads, err)) ||
+        (s = get_int(k, "delta.key_length", true, 1, MAX_DELTA_DIM, &d->key_dim, err)) ||
+        (s = get_int(k, "delta.value_length", true, 1, MAX_DELTA_DIM, &d->value_dim, err)) ||
+        (s = get_int(k, "delta.conv_kernel", false, 1, MAX_DELTA_CONV, &d->conv_kernel, err)) ||
+        (s = get_option(k, "delta.qk_activation", activations, &activation, err)) ||
+        (s = get_option(k, "delta.qk_norm", norms, &norm, err)) ||
+        (s = get_float(k, "delta.beta_scale", 0, 2, &scale, err)) ||
+        (s = get_float(k, "delta.norm_epsilon", 0, 1, &eps, err)) ||
+        (s = get_option(k, "delta.gate_activation", gates, &gate, err)))
+        return s;
+    if (d->n_value_heads % d->n_heads)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: %s.delta.value_head_count is %d, expected a multiple of head_count %d",
+                    gguf_path(k->g), k->arch, d->n_value_heads, d->n_heads);
+    if ((int64_t)d->n_heads * d->key_dim > MAX_DIM ||
+        (int64_t)d->n_value_heads * d->value_dim > MAX_DIM)
+        return fail(
+            err, LINNET_ERR_FORMAT, "%s: delta-rule heads %d x %d and %d x %d exceed %d dimensions",
+            gguf_path(k->g), d->n_heads, d->key_dim, d->n_value_heads, d->value_dim, MAX_DIM);
+    d->qk_activation = (delta_activation)activation;
+    d->sum_norm = norm == 1;
+    d->beta_scale = (float)scale;
+    d->norm_eps = (float)eps;
+    d->sigmoid_gate = gate == 1;
+    return LINNET_OK;
+}
+
 static linnet_status supported_architecture(const keys *k, size_t *index, linnet_error *err) {
     for (*index = 0; *index < N_ARCHITECTURES; ++*index)
         if (!strcmp(k->arch, architectures[*index].name)) return LINNET_OK;
@@ -201,11 +256,14 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
     c->rope = architectures[a].rope;
     c->learned_positions = architectures[a].learned_positions;
     int experts = 0, value_dim = 0;
+    /* a model whose mixers have no softmax attention need not say how it would look */
+    bool no_heads = !strcmp(k.arch, "linnet") && !gguf_find(g, key(&k, "attention.head_count"));
+    c->n_heads = 1;
     if ((s = get_int(&k, "block_count", true, 1, MAX_LAYERS, &c->n_layers, err)) ||
         (s = get_int(&k, "embedding_length", true, 1, MAX_DIM, &c->n_embd, err)) ||
         (s = get_int(&k, "context_length", true, 1, MAX_CTX, &c->n_ctx_train, err)) ||
         (s = get_uniform(&k, "feed_forward_length", true, 1, MAX_DIM, &c->n_ff, err)) ||
-        (s = get_uniform(&k, "attention.head_count", true, 1, MAX_DIM, &c->n_heads, err)))
+        (s = get_uniform(&k, "attention.head_count", !no_heads, 1, MAX_DIM, &c->n_heads, err)))
         return s;
     c->n_kv_heads = c->n_heads;
     if ((s = get_uniform(&k, "attention.head_count_kv", false, 1, c->n_heads, &c->n_kv_heads,
@@ -217,7 +275,8 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
                     "%s: %s.expert_count is %d: mixtures of experts are not "
                     "supported",
                     gguf_path(g), k.arch, experts);
-    c->head_dim = c->n_embd / c->n_heads;
+    c->head_dim = no_heads ? 2 : c->n_embd / c->n_heads;
+    if (no_heads) c->rope = ROPE_NONE;
     if (!gguf_find(g, key(&k, "attention.key_length")) && c->n_embd % c->n_heads)
         return fail(err, LINNET_ERR_FORMAT,
                     "%s: embedding_length %d is not a multiple of head_count %d", gguf_path(g),
@@ -255,6 +314,17 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
         return fail(err, LINNET_ERR_UNSUPPORTED,
                     "%s: linnet.rope.pairing is '%.*s', expected halves or none", gguf_path(g),
                     (int)min_size(pairing.n, 40), pairing.p);
+    gguf_str activation = {"", 0};
+    if ((s = gguf_get_str(g, "linnet.feed_forward.activation", false, &activation, err))) return s;
+    if (str_is(activation, "gelu") && c->ffn == FFN_SILU_GATED)
+        c->ffn = FFN_GELU_GATED;
+    else if (str_is(activation, "sigmoid") && c->ffn == FFN_SILU_GATED)
+        c->ffn = FFN_SIGMOID_GATED;
+    else if (activation.n && !(str_is(activation, "silu") && c->ffn == FFN_SILU_GATED))
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: linnet.feed_forward.activation is '%.*s', expected silu, gelu or sigmoid "
+                    "of a gated feed-forward",
+                    gguf_path(g), (int)min_size(activation.n, 40), activation.p);
     double eps = 1e-5;
     const char *eps_key =
         c->norm == NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon";
@@ -264,6 +334,7 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
     if ((s = get_float(&k, eps_key, 0, 1, &eps, err))) return s;
     c->norm_eps = (float)eps;
     if (c->rope != ROPE_NONE && (s = read_rope(&k, c, err))) return s;
+    if (!strcmp(k.arch, "linnet") && (s = read_delta(&k, c, err))) return s;
     const gguf_tensor *e = gguf_find_tensor(g, "token_embd.weight");
     if (e && (e->n_dims != 2 || e->dims[1] > MAX_ROWS))
         return fail(err, LINNET_ERR_FORMAT,

@@ -25,6 +25,8 @@ enum {
     MAX_LAYERS = 1024,
     MAX_DIM = 1 << 17, /* n_embd, n_ff, n_heads * head_dim */
     MAX_HEAD_DIM = 512,
+    MAX_DELTA_DIM = 4096, /* key_dim, value_dim of the delta rule */
+    MAX_DELTA_CONV = 32,  /* taps of its convolution */
     MAX_SINKS = 1024,
     MAX_ROWS = 1 << 24, /* rows of the output matrix */
     MAX_CTX = 1 << 28,  /* tokens of a session */
@@ -34,7 +36,24 @@ enum {
 
 typedef enum { NORM_RMS, NORM_LAYER } norm_kind;
 typedef enum { ROPE_NONE, ROPE_PAIRS, ROPE_HALVES } rope_kind; /* (2i, 2i+1) or (i, i + d/2) */
-typedef enum { FFN_SILU_GATED, FFN_GELU } ffn_kind;
+/* gate(W_gate x) * W_up x with silu, exact gelu or sigmoid; or gelu (tanh form) of W_up x. */
+typedef enum { FFN_SILU_GATED, FFN_GELU_GATED, FFN_SIGMOID_GATED, FFN_GELU } ffn_kind;
+
+typedef enum { DELTA_SILU, DELTA_RELU, DELTA_ELU, DELTA_IDENTITY } delta_activation;
+
+/* The delta-rule layers of a model (attention/delta.c); n_heads 0: it has none. */
+typedef struct {
+    int n_heads, n_value_heads; /* of q and k, and of v, a multiple of it */
+    int key_dim, value_dim;     /* of a head */
+    int conv_kernel;            /* taps of the short convolution where a layer has one */
+    bool heads_alternate;       /* value head j uses q/k head j % n_heads (llama.cpp's order), not
+                                 * j / (n_value_heads / n_heads) */
+    delta_activation qk_activation;
+    bool sum_norm;    /* q, k / sum |.|, not l2 */
+    float beta_scale; /* 2: eigenvalues may be negative */
+    float norm_eps;   /* of the output's norm */
+    bool sigmoid_gate;
+} delta_config;
 
 typedef struct {
     int n_layers, n_embd, n_ff;
@@ -56,6 +75,7 @@ typedef struct {
     bool ffn_norm_is_post_attention; /* ffn_norm is called post_attention_norm (Qwen3-Next) */
     bool recurrent[MAX_LAYERS];      /* by architecture: mixer gated_delta_net, not softmax */
     int n_nextn; /* blocks after the layers: multi-token prediction, which nothing here uses */
+    delta_config delta;
 } config;
 
 /* Reads and checks the config (config.c); `arch` receives general.architecture even where that is
@@ -89,6 +109,7 @@ struct linnet_model {
     int kv_layers;      /* how many mixers keep keys and values */
     size_t state_bytes; /* of all mixers' fixed-size state, per session */
     size_t work_floats; /* the most that a mixer wants per row */
+    size_t widest;      /* columns of the widest matrix */
     bool post_norms;    /* some layer normalizes its outputs */
     bool terrace;       /* some layer was trained with windows of whole blocks: modes apply */
     norm out_norm;

@@ -27,7 +27,7 @@ typedef struct {
 } mixer_ops;
 
 extern const mixer_ops *const mixers[]; /* ends with NULL */
-extern const mixer_ops mixer_softmax;
-extern const mixer_ops mixer_lolcats, mixer_hedgehog;
+extern const mixer_ops mixer_softmax, mixer_delta_net, mixer_gated_delta_net;
+extern const mixer_ops mixer_lolcats, mixer_hedgehog, mixer_short_conv, mixer_based_taylor;
 
 #endif
