@@ -73,6 +73,7 @@ linnet_status load_matrix(loader *l, int layer, const char *name, size_t rows_to
     if (s) return s;
     out->rows = rows;
     out->cols = cols;
+    l->model->widest = max_size(l->model->widest, cols);
     out->type = (dtype)t->type;
     out->panel_bytes = packed_panel_bytes(out->type, cols);
     size_t bytes;
@@ -187,7 +188,7 @@ static linnet_status load_layer(loader *l, int i, linnet_error *err) {
         (s = load_norm(l, i, ffn_norm, ffn_post, &w->ffn_norm, err)) ||
         (s = load_norm(l, i, "post_ffw_norm", true, &w->ffn_post_norm, err)))
         return s;
-    if (m->cfg.ffn == FFN_SILU_GATED && (s = load_biased(l, i, "ffn_gate", ff, d, &w->w_gate, err)))
+    if (m->cfg.ffn != FFN_GELU && (s = load_biased(l, i, "ffn_gate", ff, d, &w->w_gate, err)))
         return s;
     if ((s = load_biased(l, i, "ffn_up", ff, d, &w->w_up, err))) return s;
     return load_biased(l, i, "ffn_down", d, ff, &w->w_down, err);

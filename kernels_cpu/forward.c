@@ -23,7 +23,7 @@ static size_t lay_out(const linnet_model *m, size_t rows, size_t partials, int t
                       uint8_t *base) {
     const config *c = &m->cfg;
     size_t q = (size_t)c->n_heads * c->head_dim, kv = (size_t)c->n_kv_heads * c->head_dim;
-    size_t widest = round_up(max_size(max_size(c->n_embd, c->n_ff), q), BLOCK);
+    size_t widest = round_up(m->widest, BLOCK);
     size_t used = 0;
 #define TAKE(field, count)                                                                         \
     do {                                                                                           \
@@ -36,7 +36,7 @@ static size_t lay_out(const linnet_model *m, size_t rows, size_t partials, int t
     TAKE(value, rows * kv);
     TAKE(mixed, rows * q);
     TAKE(gate, rows * c->n_ff);
-    TAKE(up, c->ffn == FFN_SILU_GATED ? rows * c->n_ff : 0);
+    TAKE(up, c->ffn != FFN_GELU ? rows * c->n_ff : 0);
     TAKE(branch, m->post_norms ? rows * c->n_embd : 0);
     TAKE(work, rows * m->work_floats);
     TAKE(norm_row, (size_t)threads * c->n_embd);
@@ -224,15 +224,23 @@ void pass_mix_out(pass *p, int thread, int layer, const float *src, size_t cols,
     end_branch(p, thread, &p->m->layers[layer].attn_post_norm, &a, w);
 }
 
-/* Input of the down projection: silu(gate) * up or gelu(up), and its quantization, block by block.
- */
+/* gate = gate (1 + erf(gate / sqrt(2))) / 2 * up: the exact gelu of PyTorch. */
+static void gelu_mul(float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        gate[i] *= (float)(0.5 * (1.0 + erf((double)gate[i] * M_SQRT1_2))) * up[i];
+}
+
+/* Input of the down projection: the activated gate times up, or gelu(up), and its quantization,
+ * block by block. */
 static void activate(pass *p, const activations *a, size_t r, size_t b, size_t run) {
     const config *c = &p->m->cfg;
     size_t ff = (size_t)c->n_ff, at = r * ff + b * BLOCK, n = min_size(run * BLOCK, ff - b * BLOCK);
-    if (c->ffn == FFN_SILU_GATED)
-        p->k->silu_mul(p->gate + at, p->up + at, n);
-    else
-        p->k->gelu(p->gate + at, n);
+    switch (c->ffn) {
+    case FFN_SILU_GATED: p->k->silu_mul(p->gate + at, p->up + at, n); break;
+    case FFN_GELU_GATED: gelu_mul(p->gate + at, p->up + at, n); break;
+    case FFN_SIGMOID_GATED: p->k->sigmoid_mul(p->gate + at, p->up + at, n); break;
+    case FFN_GELU: p->k->gelu(p->gate + at, n); break;
+    }
     quantize_row_blocks(p, a, r, p->gate + r * ff, b, b + run);
 }
 
@@ -243,7 +251,7 @@ static void feed_forward(pass *p, int thread, const layer_weights *l) {
                              {&l->w_up, p->up, ff, GEMM_STORE}};
     const product plain[] = {{&l->w_up, p->gate, ff, GEMM_STORE}};
     const product down = {&l->w_down, NULL, 0, GEMM_ADD};
-    if (c->ffn == FFN_SILU_GATED)
+    if (c->ffn != FFN_GELU)
         begin_branch(p, thread, &l->ffn_norm, gated, 2);
     else
         begin_branch(p, thread, &l->ffn_norm, plain, 1);
