@@ -155,7 +155,8 @@ static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
 /* qwen35 and qwen3next as llama.cpp writes them (src/models/qwen35.cpp, qwen3next.cpp). block_count
  * includes blocks for multi-token prediction, which the layers' numbers do not. */
 static linnet_status read_delta_hybrid(keys *k, config *c, linnet_error *err) {
-    int interval = 4, blocks = c->n_layers;
+    delta_config *d = &c->delta;
+    int interval = 4, blocks = c->n_layers, inner = 0;
     const gguf_kv *recurrent;
     linnet_status s;
     c->gated_attention = true;
@@ -172,6 +173,23 @@ static linnet_status read_delta_hybrid(keys *k, config *c, linnet_error *err) {
     for (int i = 0; i < c->n_layers; i++)
         c->recurrent[i] =
             recurrent ? gguf_int_at(recurrent, (uint64_t)i) != 0 : (i + 1) % interval != 0;
+    if ((s = get_int(k, "ssm.conv_kernel", true, 1, MAX_DELTA_CONV, &d->conv_kernel, err)) ||
+        (s = get_int(k, "ssm.state_size", true, 1, MAX_DELTA_DIM, &d->key_dim, err)) ||
+        (s = get_int(k, "ssm.group_count", true, 1, MAX_DIM, &d->n_heads, err)) ||
+        (s = get_int(k, "ssm.time_step_rank", true, 1, MAX_DIM, &d->n_value_heads, err)) ||
+        (s = get_int(k, "ssm.inner_size", true, 1, MAX_DIM, &inner, err)))
+        return s;
+    if (d->n_value_heads % d->n_heads || inner % d->n_value_heads ||
+        inner / d->n_value_heads > MAX_DELTA_DIM || (int64_t)d->n_heads * d->key_dim > MAX_DIM)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: %s.ssm: %d key heads of %d, %d value heads, inner size %d: expected "
+                    "multiples, heads up to %d wide",
+                    gguf_path(k->g), k->arch, d->n_heads, d->key_dim, d->n_value_heads, inner,
+                    MAX_DELTA_DIM);
+    d->value_dim = inner / d->n_value_heads;
+    d->heads_alternate = !strcmp(k->arch, "qwen35");
+    d->beta_scale = 1;
+    d->norm_eps = c->norm_eps;
     return LINNET_OK;
 }
 

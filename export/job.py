@@ -8,6 +8,7 @@ from .checkpoint import FLOATS, open_checkpoint, to_float32
 from .errors import ExportError, names, note
 from .families import make_plan
 from .families.base import Out
+from .families.lolcats import linearize
 from .tokenizer import load_tokenizer
 from .writer import write_model
 
@@ -17,7 +18,10 @@ def run(args):
     check_out(out)
     values, tensors = open_checkpoint(source)
     config_path = os.path.join(source, "config.json")
-    plan = make_plan(values, config_path, set(tensors))
+    if getattr(args, "lolcats", None):
+        plan = linearize(args, values, config_path, tensors)
+    else:
+        plan = make_plan(values, config_path, {name: t.shape for name, t in tensors.items()})
     settle_twin(plan, tensors)
     check_tensors(plan, tensors, source)
     tokenizer = load_tokenizer(args.tokenizer or source, values, plan.n_rows,

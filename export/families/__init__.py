@@ -1,11 +1,12 @@
-"""One module per family: recognise(config, tensor names) and plan(config, tensor names) -> Plan.
+"""One module per family: recognise(config, names) and plan(config, names) -> Plan, where `names`
+maps the checkpoint's tensor names to their shapes.
 The first that recognises a checkpoint exports it."""
 from ..errors import ExportError
-from . import gpt2, llama
+from . import gpt2, llama, olmo, qwen_hybrid
 from .base import Config
 
-FAMILIES = [llama, gpt2]
-SUPPORTED = "llama, mistral, qwen2, qwen3, gpt2"
+FAMILIES = [llama, gpt2, qwen_hybrid, olmo]
+SUPPORTED = "llama, mistral, qwen2, qwen3, gpt2, qwen3_next, qwen3_5, olmo_hybrid"
 
 
 def make_plan(values, path, names):
