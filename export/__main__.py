@@ -26,7 +26,20 @@ def parse(argv):
                              "learned positions stay f32")
     parser.add_argument("--tokenizer", metavar="FOLDER_OR_FILE",
                         help="where the tokenizer is (default: SOURCE)")
-    return parser.parse_args(argv)
+    group = parser.add_argument_group(
+        "linearized models", "SOURCE is the Llama or Mistral base; LoLCATs, Hedgehog, T2R")
+    group.add_argument("--lolcats", metavar="MAPS.pt", action="append",
+                       help="feature maps (a flat combined file or a full state file too)")
+    group.add_argument("--lora", metavar="FT.pt", help="LoRA matrices, merged in float32")
+    group.add_argument("--lolcats-config", metavar="FILE", help="the yaml (or json) of the maps' run")
+    group.add_argument("--lora-config", metavar="FILE", help="the yaml of the LoRA run, for alpha / r")
+    group.add_argument("--set", metavar="KEY=VALUE", action="append",
+                       help="an option over the config's: window_size=64, lora_alpha=16, n_sink=4, ...")
+    args = parser.parse_args(argv)
+    for name in ("lora", "lolcats_config", "lora_config", "set"):
+        if getattr(args, name) and not args.lolcats:
+            parser.error(f"--{name.replace('_', '-')} needs --lolcats MAPS.pt")
+    return args
 
 
 def ensure_imports():
