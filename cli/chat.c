@@ -361,6 +361,7 @@ int command_chat(int argc, char **argv) {
     precision_flags(&f, &c.e, "auto");
     engine_flags(&f, &c.e);
     stats_flag(&f, &c.e);
+    window_flag(&f, &c.e);
     window_and_state_flags(&f);
 
     int code = flags_parse(&f, argc, argv);

@@ -63,8 +63,23 @@ void window_and_state_flags(flag_table *f) {
     flags_title(f, "Not in this version yet");
     flag_later(f, "--save-state", "FILE", state);
     flag_later(f, "--load-state", "FILE", state);
-    flag_later(f, "--window-mode", "NAME",
-               "window modes come with the linearized models of a later version");
+}
+
+void window_flag(flag_table *f, engine *e) {
+    e->window_mode = "sliding";
+    flag_choice(
+        f, "--window-mode", "sliding terrace terrace-hf", &e->window_mode,
+        "windows of the given tokens, for LoLCATs models trained with terraces (tk); sampled "
+        "tokens always see a sliding one. sliding: the last W tokens, as in decoding. "
+        "terrace: whole blocks of W, the one before the token's and its own. terrace-hf: "
+        "upstream's own prefill, blocks that end with the prompt");
+}
+
+static linnet_window_mode window_mode(const engine *e) {
+    const char *name = e->window_mode ? e->window_mode : "sliding";
+    return !strcmp(name, "terrace-hf") ? LINNET_TERRACE_HF
+           : !strcmp(name, "terrace")  ? LINNET_TERRACE
+                                       : LINNET_SLIDING;
 }
 
 linnet_kv_type engine_kv(const engine *e) {
@@ -116,7 +131,8 @@ int engine_open(engine *e, const char *path, bool metadata_only, linnet_model **
 int engine_session(engine *e, linnet_model *model, linnet_session **out) {
     const linnet_model_info *info = linnet_model_get_info(model);
     linnet_error err;
-    linnet_session_options options = {.ctx = e->ctx, .kv = engine_kv(e)};
+    linnet_session_options options = {
+        .ctx = e->ctx, .kv = engine_kv(e), .window_mode = window_mode(e)};
     if (linnet_session_new(out, model, &options, &err)) return failed_with(&err);
     if (info->n_ctx_train > 0 && e->ctx > info->n_ctx_train)
         say("--ctx %d is beyond the %d tokens this model was trained on", e->ctx,

@@ -10,7 +10,7 @@
 typedef struct {
     const char *command;
     int threads, ctx; /* 0: the default */
-    const char *backend, *isa, *activations, *kv;
+    const char *backend, *isa, *activations, *kv, *window_mode;
     bool no_mmap, quiet, stats;
     bool own_progress; /* the command shows its own progress, not that of each feed */
     size_t prefill_tokens, decode_tokens; /* counted by engine_feed and by generate() */
@@ -23,7 +23,8 @@ void engine_flags(flag_table *f, engine *e);
 void precision_flags(flag_table *f, engine *e, const char *activations);
 void context_flag(flag_table *f, engine *e);
 void stats_flag(flag_table *f, engine *e);
-/* --window-mode, --save-state and --load-state, which this version names and refuses. */
+void window_flag(flag_table *f, engine *e); /* --window-mode */
+/* --save-state and --load-state, which this version names and refuses. */
 void window_and_state_flags(flag_table *f);
 /* A file's metadata and tokenizer only, or the model; EXIT_WORKED or another exit code. */
 int engine_open(engine *e, const char *path, bool metadata_only, linnet_model **out);

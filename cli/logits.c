@@ -89,12 +89,16 @@ int command_logits(int argc, char **argv) {
     precision_flags(&f, &o.e, "exact");
     engine_flags(&f, &o.e);
     stats_flag(&f, &o.e);
+    window_flag(&f, &o.e);
     window_and_state_flags(&f);
 
     int code = flags_parse(&f, argc, argv);
     if (code != KEEP_GOING) return code;
     if (!o.ids) return misused("logits", "--ids FILE is missing");
     if (!o.out) return misused("logits", "-o OUT.npy is missing");
+    if (o.chunk && !strcmp(o.e.window_mode, "terrace-hf"))
+        return misused("logits", "--chunk and --window-mode terrace-hf exclude each other: its "
+                                 "blocks end with the prompt, which must come as one");
     linnet_model *model = NULL;
     linnet_session *session = NULL;
     id_buffer ids = {0};

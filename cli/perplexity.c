@@ -109,6 +109,7 @@ int command_perplexity(int argc, char **argv) {
     flag_size(&f, "--chars", "N", &o.chars, 1, "only the first N code points of the file");
     precision_flags(&f, &o.e, "exact");
     engine_flags(&f, &o.e);
+    window_flag(&f, &o.e);
     stats_flag(&f, &o.e);
 
     int code = flags_parse(&f, argc, argv);

@@ -71,6 +71,7 @@ int command_run(int argc, char **argv) {
     precision_flags(&f, &o.e, "auto");
     engine_flags(&f, &o.e);
     stats_flag(&f, &o.e);
+    window_flag(&f, &o.e);
     window_and_state_flags(&f);
 
     linnet_model *model = NULL;

@@ -129,7 +129,7 @@ misuses "logits without --ids" "--ids FILE is missing" logits "$chat" -o x
 misuses "logits without -o" "-o OUT.npy is missing" logits "$chat" --ids x
 misuses "quantize to nothing known" "TYPE is one of" quantize "$chat" "$work/q.gguf" q3_X
 misuses "chat with an unknown template" "--template expects one of" chat "$chat" --template jazz --quiet
-for f in --save-state --load-state --window-mode; do
+for f in --save-state --load-state; do
     misuses "run $f comes later" "later version" run "$chat" -p x "$f" y
 done
 for c in bench recall pareto serve; do
