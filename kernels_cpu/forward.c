@@ -236,10 +236,18 @@ static void activate(pass *p, const activations *a, size_t r, size_t b, size_t r
     const config *c = &p->m->cfg;
     size_t ff = (size_t)c->n_ff, at = r * ff + b * BLOCK, n = min_size(run * BLOCK, ff - b * BLOCK);
     switch (c->ffn) {
-    case FFN_SILU_GATED: p->k->silu_mul(p->gate + at, p->up + at, n); break;
-    case FFN_GELU_GATED: gelu_mul(p->gate + at, p->up + at, n); break;
-    case FFN_SIGMOID_GATED: p->k->sigmoid_mul(p->gate + at, p->up + at, n); break;
-    case FFN_GELU: p->k->gelu(p->gate + at, n); break;
+    case FFN_SILU_GATED:
+        p->k->silu_mul(p->gate + at, p->up + at, n);
+        break;
+    case FFN_GELU_GATED:
+        gelu_mul(p->gate + at, p->up + at, n);
+        break;
+    case FFN_SIGMOID_GATED:
+        p->k->sigmoid_mul(p->gate + at, p->up + at, n);
+        break;
+    case FFN_GELU:
+        p->k->gelu(p->gate + at, n);
+        break;
     }
     quantize_row_blocks(p, a, r, p->gate + r * ff, b, b + run);
 }

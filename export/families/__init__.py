@@ -2,12 +2,12 @@
 maps the checkpoint's tensor names to their shapes.
 The first that recognises a checkpoint exports it."""
 from ..errors import ExportError
-from . import fla, gpt2, llama, olmo, qwen_hybrid
+from . import based, fla, gpt2, llama, olmo, qwen_hybrid
 from .base import Config
 
-FAMILIES = [llama, gpt2, qwen_hybrid, olmo, fla]
+FAMILIES = [based, llama, gpt2, qwen_hybrid, olmo, fla]
 SUPPORTED = ("llama, mistral, qwen2, qwen3, gpt2, qwen3_next, qwen3_5, olmo_hybrid, "
-             "delta_net, gated_deltanet")
+             "delta_net, gated_deltanet, based")
 
 
 def make_plan(values, path, names):
