@@ -87,6 +87,9 @@ $(BUILD)/%.cc.o: %.cc
 	@mkdir -p $(@D)
 	$(call QUIET,CXX)$(CXX) -std=c++17 $(CFLAGS) $(COMMON) $(CXXSAN) $(FLOAT) $(PKG_CFLAGS) -c -o $@ $<
 
+# This one decides which of the library's allocations fail.
+WRAPPED := malloc calloc realloc aligned_alloc strdup mmap pthread_create
+$(BUILD)/tests/test_model_memory: LIBS += $(WRAPPED:%=-Wl,--wrap=%)
 $(BUILD)/tests/%: tests/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS) -lcmocka
