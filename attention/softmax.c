@@ -8,6 +8,9 @@
  * 2021). Gated attention (Qwen3-Next): W^Q gives [query | gate] per head, and o_t is multiplied by
  * sigmoid(gate) before W^O.
  *
+ * A window also sees the first n_sink positions, which stay pinned (attention sinks, Xiao et al.
+ * 2024).
+ *
  * The positions are cut into segments of 16 pages at fixed places. Within a segment pages are taken
  * in order with a running maximum; segments are merged in order. So a token's result does not
  * depend on how many threads or neighbours there are: a long segment list is shared by threads when
@@ -124,15 +127,38 @@ typedef struct {
     int kv_head;
 } tile;
 
+/* The tile's queries over one page: what their windows show of it, or the sinks before those. */
+static void attend_page(pass *p, int layer, const tile *t, int at, bool sinks, attend_sum *sums,
+                        float *out) {
+    const config *c = &p->m->cfg;
+    const kv_cache *kv = &p->rows[t->first].session->kv;
+    int group = c->n_heads / c->n_kv_heads, window = p->m->layers[layer].window, used = 0;
+    size_t padded = round_up(c->head_dim, 16), n = (t->last - t->first) * (size_t)group;
+    attend_query queries[ATTEND_TILE];
+    for (size_t i = 0; i < n; i++) {
+        size_t r = t->first + i / group;
+        int head = t->kv_head * group + (int)(i % group), position = p->rows[r].position;
+        int first = window && position >= window ? position - window + 1 : 0; /* of the window */
+        int low = sinks ? 0 : first - at, high = sinks ? first - at : position + 1 - at;
+        if (sinks && high > c->n_sink - at) high = c->n_sink - at;
+        if (low < 0) low = 0;
+        if (high > PAGE) high = PAGE;
+        if (low >= high) continue;
+        queries[used++] = (attend_query){p->q + (r * c->n_heads + head) * c->head_dim,
+                                         out + i * padded, &sums[i], low, high};
+    }
+    if (!used) return;
+    kv_view view = kv_at(kv, at / PAGE, p->m->layers[layer].kv_slot, t->kv_head);
+    p->k->attend(kv->layout.kind, &view, c->head_dim, queries, used);
+}
+
 /* Attention of a tile within one segment: sums [queries], out [queries][padded]; query i is row
  * first + i / group, head kv_head * group + i % group. */
 static void attend_segment(pass *p, int layer, const tile *t, int segment, attend_sum *sums,
                            float *out) {
     const config *c = &p->m->cfg;
-    const kv_cache *kv = &p->rows[t->first].session->kv;
     int group = c->n_heads / c->n_kv_heads, window = p->m->layers[layer].window;
     size_t padded = round_up(c->head_dim, 16), n = (t->last - t->first) * (size_t)group;
-    attend_query queries[ATTEND_TILE];
     for (size_t i = 0; i < n; i++)
         sums[i] = (attend_sum){-INFINITY, 0};
     memset(out, 0, n * padded * sizeof(float));
@@ -140,23 +166,11 @@ static void attend_segment(pass *p, int layer, const tile *t, int segment, atten
     int first = p->rows[t->first].position;
     int from = segment * ATTEND_SEGMENT,
         to = from + ATTEND_SEGMENT < end ? from + ATTEND_SEGMENT : end;
+    for (int at = from; window && at < to && at < c->n_sink; at += PAGE)
+        attend_page(p, layer, t, at, true, sums, out);
     if (window && first - window + 1 > from) from = (first - window + 1) / PAGE * PAGE;
-    for (int at = from; at < to; at += PAGE) {
-        int used = 0;
-        for (size_t i = 0; i < n; i++) {
-            size_t r = t->first + i / group;
-            int head = t->kv_head * group + (int)(i % group);
-            int position = p->rows[r].position;
-            int low = window && position - window + 1 > at ? position - window + 1 - at : 0;
-            int high = position + 1 - at < PAGE ? position + 1 - at : PAGE;
-            if (low >= high) continue;
-            queries[used++] = (attend_query){p->q + (r * c->n_heads + head) * c->head_dim,
-                                             out + i * padded, &sums[i], low, high};
-        }
-        if (!used) continue;
-        kv_view view = kv_at(kv, at / PAGE, p->m->layers[layer].kv_slot, t->kv_head);
-        p->k->attend(kv->layout.kind, &view, c->head_dim, queries, used);
-    }
+    for (int at = from; at < to; at += PAGE)
+        attend_page(p, layer, t, at, false, sums, out);
 }
 
 /* total (+) part: both relative to the larger maximum. */
