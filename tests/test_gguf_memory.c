@@ -31,6 +31,7 @@ static char *try_strdup(const char *s) {
 #define strdup try_strdup
 #include "../weights/gguf.c"
 #undef TRY
+#include "../weights/atomic.c"
 #define put write_bytes /* build_gguf.h has another */
 #include "../weights/gguf_write.c"
 #undef put

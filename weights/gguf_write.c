@@ -2,14 +2,11 @@
  * arrives; data goes straight to the file. */
 #include "gguf_write.h"
 
-#include <errno.h>
-#include <fcntl.h>
+#include "atomic.h"
+
 #include <inttypes.h>
-#include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 typedef struct {
     uint8_t *p;
@@ -17,9 +14,7 @@ typedef struct {
 } bytes;
 
 struct gguf_writer {
-    char *path, *temporary;
-    int fd;
-    bool exists; /* the temporary file is there and ours to remove */
+    atomic_file file;
     bytes kv, tensors;
     uint64_t n_kv, n_tensors;
     uint32_t alignment;
@@ -52,7 +47,8 @@ static linnet_status append(gguf_writer *w, bytes *b, const void *data, size_t n
     b->n = end;
     return LINNET_OK;
 no_memory:
-    return fail(err, LINNET_ERR_MEMORY, "%s: no memory for the header", gguf_short_path(w->path));
+    return fail(err, LINNET_ERR_MEMORY, "%s: no memory for the header",
+                gguf_short_path(w->file.path));
 }
 
 static linnet_status append_str(gguf_writer *w, bytes *b, const char *s, size_t n,
@@ -64,45 +60,21 @@ static linnet_status append_str(gguf_writer *w, bytes *b, const char *s, size_t 
 
 linnet_status gguf_writer_open(gguf_writer **out, const char *path, linnet_error *err) {
     *out = NULL;
-    const char *name = gguf_short_path(path);
-    struct stat st;
-    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
-        return fail(err, LINNET_ERR_IO, "cannot write %s: it is %s", name,
-                    S_ISDIR(st.st_mode) ? "a folder" : "not a regular file");
     gguf_writer *w = calloc(1, sizeof *w);
-    size_t size = strlen(path) + 48;
-    if (w) {
-        w->fd = -1;
-        w->alignment = 32;
-        w->path = strdup(path);
-        w->temporary = malloc(size);
-    }
-    if (!w || !w->path || !w->temporary) {
+    if (!w) return fail(err, LINNET_ERR_MEMORY, "%s: no memory to write it", gguf_short_path(path));
+    w->alignment = 32;
+    linnet_status status = atomic_open(&w->file, path, 0666, err);
+    if (status) {
         gguf_writer_free(w);
-        return fail(err, LINNET_ERR_MEMORY, "%s: no memory to write it", name);
+        return status;
     }
-    /* A name that is not there yet: never an existing file, never through a link. */
-    for (int i = 0; w->fd < 0 && i < 1000; i++) {
-        snprintf(w->temporary, size, "%s.tmp-%ld-%d", path, (long)getpid(), i);
-        w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
-        if (w->fd < 0 && errno != EEXIST && errno != EINTR) break;
-    }
-    if (w->fd < 0) {
-        int e = errno;
-        gguf_writer_free(w);
-        return fail(err, LINNET_ERR_IO, "cannot write %s: %s", name, strerror(e));
-    }
-    w->exists = true;
     *out = w;
     return LINNET_OK;
 }
 
 void gguf_writer_free(gguf_writer *w) {
     if (!w) return;
-    if (w->fd >= 0) close(w->fd);
-    if (w->exists) unlink(w->temporary);
-    free(w->path);
-    free(w->temporary);
+    atomic_free(&w->file);
     free(w->kv.p);
     free(w->tensors.p);
     free(w->sizes);
@@ -145,13 +117,13 @@ linnet_status gguf_writer_add_tensor(gguf_writer *w, const char *name, dtype typ
         __builtin_add_overflow(w->data_bytes, size, &next) ||
         next > (uint64_t)INT64_MAX - w->alignment)
         return fail(err, LINNET_ERR_ARGUMENT, "%s: tensor \"%s\" cannot have this shape as %s",
-                    gguf_short_path(w->path), name, dtype_any_name(type));
+                    gguf_short_path(w->file.path), name, dtype_any_name(type));
     if (w->n_tensors == w->cap_sizes) {
         size_t cap = 2 * w->cap_sizes + 64;
         uint64_t *grown = realloc(w->sizes, cap * sizeof *grown);
         if (!grown)
             return fail(err, LINNET_ERR_MEMORY, "%s: no memory for the list of tensors",
-                        gguf_short_path(w->path));
+                        gguf_short_path(w->file.path));
         w->sizes = grown;
         w->cap_sizes = cap;
     }
@@ -167,17 +139,7 @@ linnet_status gguf_writer_add_tensor(gguf_writer *w, const char *name, dtype typ
 }
 
 static linnet_status put(gguf_writer *w, const void *data, size_t n, linnet_error *err) {
-    const uint8_t *from = data;
-    while (n > 0) {
-        ssize_t written = write(w->fd, from, min_size(n, (size_t)1 << 30));
-        if (written < 0 && errno == EINTR) continue;
-        if (written <= 0)
-            return fail(err, LINNET_ERR_IO, "cannot write %s: %s", gguf_short_path(w->path),
-                        strerror(written < 0 ? errno : ENOSPC));
-        from += written;
-        n -= (size_t)written;
-    }
-    return LINNET_OK;
+    return atomic_write(&w->file, data, n, err);
 }
 
 /* Zeros up to the alignment, after `n` bytes. */
@@ -207,7 +169,7 @@ linnet_status gguf_writer_data(gguf_writer *w, const void *data, size_t n, linne
     TRY(start(w, err));
     if (w->current >= w->n_tensors || n > w->sizes[w->current] - w->done)
         return fail(err, LINNET_ERR_ARGUMENT, "%s: more data than was announced",
-                    gguf_short_path(w->path));
+                    gguf_short_path(w->file.path));
     TRY(put(w, data, n, err));
     w->done += n;
     if (w->done < w->sizes[w->current]) return LINNET_OK;
@@ -217,23 +179,10 @@ linnet_status gguf_writer_data(gguf_writer *w, const void *data, size_t n, linne
 
 linnet_status gguf_writer_finish(gguf_writer *w, linnet_error *err) {
     TRY(start(w, err));
-    const char *name = gguf_short_path(w->path);
+    const char *name = gguf_short_path(w->file.path);
     if (w->current < w->n_tensors)
         return fail(err, LINNET_ERR_ARGUMENT,
                     "%s: data of %" PRIu64 " of %" PRIu64 " tensors is missing", name,
                     w->n_tensors - w->current, w->n_tensors);
-    if (fsync(w->fd)) return fail(err, LINNET_ERR_IO, "cannot write %s: %s", name, strerror(errno));
-    int closed = close(w->fd);
-    w->fd = -1;
-    if (closed || rename(w->temporary, w->path))
-        return fail(err, LINNET_ERR_IO, "cannot write %s: %s", name, strerror(errno));
-    w->exists = false;
-    /* The rename itself reaches the disk with the folder; some file systems cannot do that, and
-     * the file is complete either way. */
-    int folder = open(dirname(w->temporary), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (folder >= 0) {
-        (void)!fsync(folder);
-        close(folder);
-    }
-    return LINNET_OK;
+    return atomic_finish(&w->file, err);
 }
