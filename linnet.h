@@ -1,18 +1,13 @@
 /* linnet: run softmax, linearized and hybrid language models from one GGUF file.
  *
  * This header is the manual. A complete program:
- *     linnet_error err;
- *     linnet_model *model;
- *     linnet_session *session;
- *     int32_t ids[256];
- *     size_t n;
+ *     linnet_error err; linnet_model *model; linnet_session *session;
+ *     int32_t ids[256]; size_t n;
  *     if (linnet_model_open(&model, "model.gguf", NULL, &err) ||
  *         linnet_session_new(&session, model, NULL, &err) ||
  *         linnet_tokenize(model, "Once upon", 9, LINNET_ADD_BOS, ids, 256, &n, &err) ||
- *         linnet_feed(session, ids, n, LINNET_LOGITS_LAST, &err)) {
- *         fprintf(stderr, "%s\n", err.text);
- *         return 1;
- *     }
+ *         linnet_feed(session, ids, n, LINNET_LOGITS_LAST, &err))
+ *         return fprintf(stderr, "%s\n", err.text), 1;
  *     linnet_generate_options opt = LINNET_GENERATE_DEFAULT;
  *     linnet_generate(session, &opt, print_text, NULL, NULL, &err); // streams whole characters
  *     linnet_session_free(session);
@@ -20,12 +15,10 @@
  *
  * Model: immutable weights, config and tokenizer, shared by any number of sessions. Session: one
  * mutable timeline (tokens, state, last logits).
- *
  * Errors. Every function that can fail returns a linnet_status, 0 when it worked. If `err` is not
  * NULL it receives the code and one sentence that names the file, the thing, what was expected
  * and what was found. A failed call leaves its objects as they were unless it says otherwise. The
  * library never prints, exits, aborts on input, installs signal handlers or reads the environment.
- *
  * Threads. One model may be used from many threads: calls that compute (feed, forward) take turns
  * on the model's thread team, the others run side by side. A session belongs to one thread at a
  * time. `const` pointers returned from a model live until it is closed.
@@ -82,7 +75,8 @@ typedef struct {
 /* Opens a GGUF v3 file; `options` NULL = all defaults. On success *out is owned by the caller. */
 linnet_status linnet_model_open(linnet_model **out, const char *path,
                                 const linnet_model_options *options, linnet_error *err);
-/* All sessions of the model must be freed before. NULL is allowed. */
+/* NULL is allowed. Sessions that are left can only be freed (other calls on them are errors); the
+ * memory goes with the last of them. */
 void linnet_model_close(linnet_model *model);
 typedef struct {
     const char *architecture;  /* "llama", "qwen2", ... */
@@ -183,6 +177,25 @@ linnet_status linnet_feed(linnet_session *session, const int32_t *tokens, size_t
                           linnet_want want, linnet_error *err);
 /* Logits after the last token, info.n_rows floats, NULL if they were not asked for. */
 const float *linnet_session_logits(const linnet_session *session);
+
+/* ---- State is a value: tokens, keys and values, linear states, last logits ----------------- */
+/* A fork, and a session that loads what another saved, continue bit for bit as the original, on any
+ * machine. A fork shares pages of keys and values until either side writes to them; kept, it is a
+ * snapshot to return to. docs/state.md describes the bytes. */
+linnet_status linnet_session_fork(const linnet_session *session, linnet_session **out,
+                                  linnet_error *err);
+uint64_t linnet_session_size(const linnet_session *session); /* bytes to save, exactly */
+linnet_status linnet_session_save(const linnet_session *session, void *bytes, size_t size,
+                                  linnet_error *err);
+/* Takes the saved state of any session of the same model (the same weights, by a fingerprint) with
+ * the same kv and window_mode, whole and undamaged, or leaves `session` untouched. */
+linnet_status linnet_session_load(linnet_session *session, const void *bytes, size_t size,
+                                  linnet_error *err);
+/* To a file that appears when complete (mode 0600, fsync, rename), and from one. */
+linnet_status linnet_session_save_file(const linnet_session *session, const char *path,
+                                       linnet_error *err);
+linnet_status linnet_session_load_file(linnet_session *session, const char *path,
+                                       linnet_error *err);
 
 /* ---- Sampling and generation ------------------------------------------------------------- */
 typedef struct {

@@ -3,6 +3,8 @@
  * lists them. */
 #include "model.h"
 
+#include "weights/hash.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -435,6 +437,7 @@ linnet_status linnet_model_open(linnet_model **out, const char *path,
     if (s) return s;
     linnet_model *m = calloc(1, sizeof *m);
     if (!m) return fail(err, LINNET_ERR_MEMORY, "no memory for a model");
+    atomic_init(&m->owners, 1);
     if ((s = open_parts(m, path, &o, err)))
         linnet_model_close(m);
     else
@@ -444,6 +447,12 @@ linnet_status linnet_model_open(linnet_model **out, const char *path,
 
 void linnet_model_close(linnet_model *m) {
     if (!m) return;
+    atomic_store(&m->closed, true);
+    model_release(m);
+}
+
+void model_release(linnet_model *m) {
+    if (atomic_fetch_sub(&m->owners, 1) != 1) return;
     for (int i = 0; m->layers && i < m->cfg.n_layers; i++)
         free(m->layers[i].mixer_weights);
     free(m->layers);
@@ -454,6 +463,72 @@ void linnet_model_close(linnet_model *m) {
     tokenizer_free(m->tok);
     gguf_close(m->file);
     free(m);
+}
+
+/* ---- Identity -------------------------------------------------------------------------------- */
+
+/* Metadata that changes no result: names, authors, alignment; how a chat is written. */
+static bool is_label(const char *key) {
+    static const char template[] = "tokenizer.chat_template";
+    return (!strncmp(key, "general.", 8) && strcmp(key, "general.architecture")) ||
+           !strncmp(key, template, strlen(template));
+}
+
+/* The sum of the entries' hashes: their order does not matter. */
+static uint64_t hash_metadata(const gguf *g) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < gguf_n_kv(g); i++) {
+        const gguf_kv *kv = gguf_kv_at(g, i);
+        uint64_t head[3] = {kv->type, kv->type == GGUF_ARRAY ? kv->element : 0, kv->count};
+        hash64 h;
+        if (is_label(kv->key.p)) continue;
+        hash64_begin(&h);
+        hash64_add(&h, kv->key.p, kv->key.n + 1); /* with its NUL */
+        hash64_add(&h, head, sizeof head);
+        hash64_add(&h, kv->data, (size_t)kv->bytes);
+        sum += hash64_end(&h);
+    }
+    return sum;
+}
+
+static linnet_status hash_weights(const gguf *g, uint64_t *out, linnet_error *err) {
+    enum { HASH_PIECE = 1 << 20 };
+    void *buffer = gguf_is_mapped(g) ? NULL : malloc(HASH_PIECE);
+    linnet_status s = LINNET_OK;
+    if (!buffer && !gguf_is_mapped(g))
+        return fail(err, LINNET_ERR_MEMORY, "no memory to read the weights");
+    *out = 0;
+    for (size_t i = 0; i < gguf_n_tensors(g) && !s; i++) {
+        const gguf_tensor *t = gguf_tensor_at(g, i);
+        uint64_t head[5] = {t->type, t->dims[0], t->dims[1], t->dims[2], t->dims[3]};
+        hash64 h;
+        hash64_begin(&h);
+        hash64_add(&h, t->name, strlen(t->name) + 1);
+        hash64_add(&h, head, sizeof head);
+        for (uint64_t at = 0; at < t->bytes && !s; at += HASH_PIECE) {
+            size_t n = t->bytes - at < HASH_PIECE ? (size_t)(t->bytes - at) : HASH_PIECE;
+            const void *data;
+            if ((s = gguf_read(g, t, at, n, buffer, &data, err))) break;
+            hash64_add(&h, data, n);
+            gguf_release(g, t, at, n);
+        }
+        *out += hash64_end(&h);
+    }
+    free(buffer);
+    return s;
+}
+
+linnet_status model_identity(linnet_model *m, uint64_t out[2], linnet_error *err) {
+    linnet_status s = LINNET_OK;
+    team_lock(m->team);
+    if (!m->identified) {
+        m->identity[0] = hash_metadata(m->file);
+        s = hash_weights(m->file, &m->identity[1], err);
+        m->identified = !s;
+    }
+    memcpy(out, m->identity, sizeof m->identity);
+    team_unlock(m->team);
+    return s;
 }
 
 /* ---- What a model says of itself ------------------------------------------------------------ */

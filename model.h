@@ -20,6 +20,8 @@
 #include "tokenizer/chat.h"
 #include "tokenizer/tokenizer.h"
 
+#include <stdatomic.h>
+
 /* Caps on what a file may ask for; config_validate holds every number to them. */
 enum {
     MAX_LAYERS = 1024,
@@ -125,6 +127,10 @@ struct linnet_model {
     uint8_t *arena; /* all packed matrices and vectors: one anonymous mapping */
     size_t arena_bytes, arena_used;
     char arch[64], name[128]; /* what info points to */
+    atomic_size_t owners;     /* the caller until it closes the model, and every session */
+    atomic_bool closed;       /* sessions that are left can only be freed */
+    bool identified;          /* identity is there; guarded by the team's lock */
+    uint64_t identity[2];     /* of the config, of the weights: see model_identity */
 };
 
 const tokenizer *model_tokenizer(const linnet_model *model); /* NULL: no vocabulary */
@@ -140,6 +146,12 @@ static inline int window_first(linnet_window_mode mode, int window, int t) {
     int first = mode == LINNET_TERRACE ? (t / window - 1) * window : t - window + 1;
     return first > 0 ? first : 0;
 }
+
+/* What the model computes, as two hashes: of the metadata that matters and of all weights. Equal
+ * for every copy and every rewriting of the file that keeps names, types and values. The first call
+ * reads the whole file. The team must not be held. */
+linnet_status model_identity(linnet_model *m, uint64_t out[2], linnet_error *err);
+void model_release(linnet_model *m); /* one owner less; the last one frees it */
 
 /* ---- Loading, for mixers (model.c) -------------------------------------------------------------
  */
@@ -188,7 +200,7 @@ struct linnet_session {
     size_t n_tokens, tokens_cap;
     uint8_t *state; /* fixed-size state of all layers, [model->state_bytes]; NULL if that is 0 */
     bool lost;      /* a step failed after changing the state: only a reset helps */
-    float *logits;  /* [n_rows] after the last token, valid if has_logits */
+    float *logits;  /* [n_rows] after the last token, valid if has_logits; else perhaps NULL */
     float *pending; /* where a running forward writes them: swapped when it succeeds */
     bool has_logits;
 };

@@ -172,3 +172,52 @@ void kv_read(const kv_cache *c, size_t position, int layer, int head, float *k, 
             v[d] = f16_to_f32(view.vd[at * blocks + d / BLOCK]) * (float)v8[d];
     }
 }
+
+/* ---- as saved ----------------------------------------------------------------------------- */
+
+size_t kv_packed_bytes(const kv_layout *l) {
+    size_t d = (size_t)l->head_dim;
+    return l->kind == KV_F32 ? 8 * d : l->kind == KV_F16 ? 4 * d : 2 * d + d / BLOCK * 4;
+}
+
+/* Elements of a page that is stored one dimension after the other, [dims][64], and of one that
+ * is stored one position after the other with `stride` elements each, between the page and
+ * [n][dims]. */
+static uint8_t *copy_across(uint8_t *page, uint8_t *packed, size_t n, size_t dims, size_t size,
+                            bool pack) {
+    for (size_t at = 0; at < n; at++)
+        for (size_t d = 0; d < dims; d++, packed += size) {
+            uint8_t *in_page = page + (d * PAGE + at) * size;
+            memcpy(pack ? packed : in_page, pack ? in_page : packed, size);
+        }
+    return packed;
+}
+
+static uint8_t *copy_along(uint8_t *page, uint8_t *packed, size_t n, size_t dims, size_t stride,
+                           size_t size, bool pack) {
+    for (size_t at = 0; at < n; at++, packed += dims * size) {
+        uint8_t *in_page = page + at * stride * size;
+        memcpy(pack ? packed : in_page, pack ? in_page : packed, dims * size);
+    }
+    return packed;
+}
+
+static void copy_head(const kv_cache *c, size_t page, int layer, int head, size_t n,
+                      uint8_t *packed, bool pack) {
+    kv_view v = kv_at(c, page, layer, head);
+    size_t d = (size_t)c->layout.head_dim, blocks = d / BLOCK;
+    size_t size = c->layout.kind == KV_F32 ? 4 : c->layout.kind == KV_F16 ? 2 : 1;
+    packed = copy_across((uint8_t *)v.k, packed, n, d, size, pack);
+    packed = copy_along((uint8_t *)v.v, packed, n, d, round_up(d, 16), size, pack);
+    if (c->layout.kind != KV_Q8_0) return;
+    packed = copy_across((uint8_t *)v.kd, packed, n, blocks, 2, pack);
+    copy_along((uint8_t *)v.vd, packed, n, blocks, blocks, 2, pack);
+}
+
+void kv_pack(const kv_cache *c, size_t page, int layer, int head, size_t n, uint8_t *out) {
+    copy_head(c, page, layer, head, n, out, true);
+}
+
+void kv_unpack(const kv_cache *c, size_t page, int layer, int head, size_t n, const uint8_t *in) {
+    copy_head(c, page, layer, head, n, (uint8_t *)in, false);
+}

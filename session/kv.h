@@ -42,4 +42,12 @@ void kv_write(const kv_cache *c, const kernels *kernels, size_t position, int la
 /* Reads them back. */
 void kv_read(const kv_cache *c, size_t position, int layer, int head, float *k, float *v);
 
+/* A page's positions as they are saved, without padding and whatever the layout above: for each of
+ * the first n positions its key [head_dim], then of each its value; with KV_Q8_0 then of each the
+ * key's scales [head_dim/32], of each the value's. Bytes per position: */
+size_t kv_packed_bytes(const kv_layout *l);
+void kv_pack(const kv_cache *c, size_t page, int layer, int head, size_t n, uint8_t *out);
+/* The page must be this cache's alone (kv_reserve). */
+void kv_unpack(const kv_cache *c, size_t page, int layer, int head, size_t n, const uint8_t *in);
+
 #endif

@@ -20,6 +20,8 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
     if (options) o = *options;
     if (!out || !m) return fail(err, LINNET_ERR_ARGUMENT, "linnet_session_new: NULL argument");
     *out = NULL;
+    if (atomic_load(&m->closed))
+        return fail(err, LINNET_ERR_ARGUMENT, "linnet_session_new: the model was closed");
     if (!m->kernels)
         return fail(err, LINNET_ERR_ARGUMENT,
                     "%s: opened for its metadata only, without weights: no session can run it",
@@ -45,6 +47,8 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
                     BLOCK, m->cfg.head_dim);
     linnet_session *s = calloc(1, sizeof *s);
     size_t row = (size_t)m->cfg.n_rows * sizeof(float);
+    if (s) s->model = m;
+    if (s) atomic_fetch_add(&m->owners, 1);
     if (s) s->logits = malloc(row);
     if (s) s->pending = malloc(row);
     if (s && m->state_bytes) s->state = aligned_alloc(64, m->state_bytes);
@@ -53,7 +57,6 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
         return fail(err, LINNET_ERR_MEMORY, "no memory for a session");
     }
     if (s->state) memset(s->state, 0, m->state_bytes);
-    s->model = m;
     s->ctx = ctx_of(m, o.ctx);
     s->mode = o.window_mode;
     s->kv.layout = kv_layout_of(kind, m->kv_layers, m->cfg.n_kv_heads, m->cfg.head_dim);
@@ -68,6 +71,7 @@ void linnet_session_free(linnet_session *s) {
     free(s->tokens);
     free(s->logits);
     free(s->pending);
+    model_release(s->model);
     free(s);
 }
 
@@ -102,6 +106,8 @@ static linnet_status check_item(const linnet_item *item, const linnet_item *firs
     if (!s || !item->tokens || !item->n_tokens)
         return fail(err, LINNET_ERR_ARGUMENT, "item %zu: expected a session and at least one token",
                     i);
+    if (atomic_load(&s->model->closed))
+        return fail(err, LINNET_ERR_ARGUMENT, "item %zu: the session's model was closed", i);
     if (s->lost)
         return fail(err, LINNET_ERR_ARGUMENT,
                     "item %zu: the session's state was lost to an earlier error: reset it", i);
@@ -125,7 +131,7 @@ static linnet_status check_item(const linnet_item *item, const linnet_item *firs
     return LINNET_OK;
 }
 
-/* Room for the item's tokens: the list of ids and the KV pages. */
+/* Room for what the item brings: ids, KV pages, logits (a fork starts without). */
 static linnet_status reserve(const linnet_item *item, linnet_error *err) {
     linnet_session *s = item->session;
     size_t need = s->n_tokens + item->n_tokens;
@@ -136,6 +142,9 @@ static linnet_status reserve(const linnet_item *item, linnet_error *err) {
         s->tokens = tokens;
         s->tokens_cap = cap;
     }
+    size_t row = (size_t)s->model->cfg.n_rows * sizeof(float);
+    if (!s->pending && !(s->pending = malloc(row)))
+        return fail(err, LINNET_ERR_MEMORY, "no memory for %zu bytes of logits", row);
     return kv_reserve(&s->kv, s->n_tokens, need, err);
 }
 
@@ -228,6 +237,8 @@ linnet_status linnet_sample(const linnet_session *session, const linnet_sampling
                             int32_t *token, linnet_error *err) {
     if (!session || !sampling || !token)
         return fail(err, LINNET_ERR_ARGUMENT, "linnet_sample: NULL argument");
+    if (atomic_load(&session->model->closed))
+        return fail(err, LINNET_ERR_ARGUMENT, "linnet_sample: the session's model was closed");
     if (!session->has_logits)
         return fail(err, LINNET_ERR_ARGUMENT,
                     "the session holds no logits: feed it with LINNET_LOGITS_LAST first");
