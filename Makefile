@@ -44,9 +44,10 @@ CLI_SRC := run.c $(wildcard cli/*.c)
 LIB_OBJ := $(LIB_SRC:%=$(BUILD)/%.o)
 CLI_OBJ := $(CLI_SRC:%=$(BUILD)/%.o)
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+BENCHES := $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help demo chat deps test test-c test-cli test-export test-clients asan ubsan tsan fuzz \
+.PHONY: all help demo chat deps bench test test-c test-cli test-export test-clients asan ubsan tsan fuzz \
 	format format-check install clean
 all: linnet
 	@command -v nvcc >/dev/null 2>&1 && [ -d kernels_cuda ] || \
@@ -93,6 +94,12 @@ $(BUILD)/tests/test_model_memory: LIBS += $(WRAPPED:%=-Wl,--wrap=%)
 $(BUILD)/tests/%: tests/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS) -lcmocka
+
+$(BUILD)/bench/%: bench/%.c $(BUILD)/liblinnet.a
+	@mkdir -p $(@D)
+	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS)
+
+bench: $(BENCHES) ## the programs of bench/ (its README tells what they measure)
 
 test: deps ## everything that needs neither a GPU nor a download
 	@$(MAKE) --no-print-directory all
