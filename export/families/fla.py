@@ -228,11 +228,11 @@ def delta(p, src, dst, D, gated, parts, HV, V, W, has_beta, has_gate):
 
 
 def mlp(p, names, src, dst, D, I):
-    if src + "up_proj.weight" in names or src + "gate_proj.weight" not in names:
+    both = src + "gate_proj.weight"
+    if src + "up_proj.weight" in names or names.get(both) != (2 * I, D):
         p.matrix(dst + "ffn_gate.weight", src + "gate_proj.weight", (I, D))
         p.matrix(dst + "ffn_up.weight", src + "up_proj.weight", (I, D))
     else:  # until February 2025 one matrix: gate above up
-        both = src + "gate_proj.weight"
         p.matrix(dst + "ffn_gate.weight", both, (2 * I, D), partial(rows, 0, I))
         p.matrix(dst + "ffn_up.weight", both, (2 * I, D), partial(rows, I, 2 * I))
     p.matrix(dst + "ffn_down.weight", src + "down_proj.weight", (D, I))
