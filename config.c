@@ -188,6 +188,7 @@ static linnet_status read_delta_hybrid(keys *k, config *c, linnet_error *err) {
                     MAX_DELTA_DIM);
     d->value_dim = inner / d->n_value_heads;
     d->heads_alternate = !strcmp(k->arch, "qwen35");
+    d->complete = true;
     d->beta_scale = 1;
     d->norm_eps = c->norm_eps;
     return LINNET_OK;

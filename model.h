@@ -52,6 +52,7 @@ typedef struct {
                                  * j / (n_value_heads / n_heads) */
     delta_activation qk_activation;
     bool sum_norm;    /* q, k / sum |.|, not l2 */
+    bool complete;    /* every layer has a convolution and a gate; else its tensors say */
     float beta_scale; /* 2: eigenvalues may be negative */
     float norm_eps;   /* of the output's norm */
     bool sigmoid_gate;

@@ -21,10 +21,11 @@ enum { COLUMNS = 32, MAX_TAPS = MAX_DELTA_CONV };
 
 typedef struct {
     matrix w_qkv, w_gate, w_beta, w_alpha, w_out; /* rows 0: the layer has none */
-    float *conv;                                  /* [taps, channels] or NULL */
-    float *log_decay, *dt_bias;                   /* [n_value_heads] -exp(A_log), or NULL */
-    float *norm;                                  /* [value_dim] */
-    size_t taps;                                  /* of the convolution, 1 without */
+    bool joint;  /* w_beta has both: per q/k head the rows of beta, then of alpha (Qwen3-Next) */
+    float *conv; /* [taps, channels] or NULL */
+    float *log_decay, *dt_bias; /* [n_value_heads] -exp(A_log), or NULL */
+    float *norm;                /* [value_dim] */
+    size_t taps;                /* of the convolution, 1 without */
 } delta_weights;
 
 /* Sizes of a layer, and where its scratch lies in p->work. */
@@ -74,7 +75,8 @@ static linnet_status load(loader *l, int layer, void **weights, bool gated, linn
     if (!*weights && !(*weights = calloc(1, sizeof(delta_weights))))
         return fail(err, LINNET_ERR_MEMORY, "no memory for layer %d", layer);
     delta_weights *w = *weights;
-    bool conv = has_tensor(l, layer, "ssm_conv1d.weight");
+    bool conv = cfg->delta.complete || has_tensor(l, layer, "ssm_conv1d.weight");
+    bool gate = cfg->delta.complete || has_tensor(l, layer, "attn_gate.weight");
     w->taps = conv ? (size_t)cfg->delta.conv_kernel : 1;
     sizes z = sizes_of(l->model, w);
     size_t d = (size_t)cfg->n_embd, heads = z.value_heads;
@@ -86,14 +88,20 @@ static linnet_status load(loader *l, int layer, void **weights, bool gated, linn
                          err)))
         return s;
     if (conv && (s = load_conv(l, layer, &z, &w->conv, err))) return s;
-    if (has_tensor(l, layer, "attn_gate.weight") &&
+    if (gate &&
         (s = load_matrix(l, layer, "attn_gate.weight", z.values, 0, z.values, d, &w->w_gate, err)))
         return s;
-    if ((gated || has_tensor(l, layer, "ssm_beta.weight")) &&
-        (s = load_matrix(l, layer, "ssm_beta.weight", heads, 0, heads, d, &w->w_beta, err)))
+    w->joint = gated && has_tensor(l, layer, "ssm_ba.weight");
+    if (w->joint) {
+        if ((s = load_matrix(l, layer, "ssm_ba.weight", 2 * heads, 0, 2 * heads, d, &w->w_beta,
+                             err)))
+            return s;
+    } else if ((gated || has_tensor(l, layer, "ssm_beta.weight")) &&
+               (s = load_matrix(l, layer, "ssm_beta.weight", heads, 0, heads, d, &w->w_beta, err)))
         return s;
     if (!gated) return LINNET_OK;
-    if ((s = load_matrix(l, layer, "ssm_alpha.weight", heads, 0, heads, d, &w->w_alpha, err)) ||
+    if ((!w->joint &&
+         (s = load_matrix(l, layer, "ssm_alpha.weight", heads, 0, heads, d, &w->w_alpha, err))) ||
         (s = load_vector(l, layer, "ssm_a", false, heads, 0, heads, &w->log_decay, err)))
         return s;
     return load_vector(l, layer, "ssm_dt.bias", false, heads, 0, heads, &w->dt_bias, err);
@@ -214,10 +222,16 @@ static void prepare(const pass *p, const delta_weights *w, const sizes *z, const
     size_t from = 2 * z->heads * z->key_dim + h * z->value_dim, at = r * z->value_heads + h;
     convolve(p, w, z, a, layer, r, from, from + z->value_dim, true);
     a->write[at] = c->beta_scale;
-    if (w->w_beta.rows) a->write[at] = (float)(c->beta_scale / (1 + exp(-(double)a->beta[at])));
+    const float *beta = a->beta + at, *alpha = a->alpha + at;
+    if (w->joint) {
+        size_t group = z->value_heads / z->heads;
+        beta = a->beta + r * 2 * z->value_heads + h / group * 2 * group + h % group;
+        alpha = beta + group;
+    }
+    if (w->w_beta.rows) a->write[at] = (float)(c->beta_scale / (1 + exp(-(double)*beta)));
     a->keep[at] = 1;
-    if (w->w_alpha.rows) {
-        double x = (double)a->alpha[at] + w->dt_bias[h], softplus = x > 20 ? x : log1p(exp(x));
+    if (w->dt_bias) {
+        double x = (double)*alpha + w->dt_bias[h], softplus = x > 20 ? x : log1p(exp(x));
         a->keep[at] = (float)exp(w->log_decay[h] * softplus);
     }
 }
@@ -272,7 +286,7 @@ static void forward(pass *p, int layer, int thread) {
     product in[4] = {{&w->w_qkv, a.raw, z.channels, GEMM_STORE}};
     size_t n_in = 1;
     if (w->w_gate.rows) in[n_in++] = (product){&w->w_gate, a.gate, z.values, GEMM_STORE};
-    if (w->w_beta.rows) in[n_in++] = (product){&w->w_beta, a.beta, z.value_heads, GEMM_STORE};
+    if (w->w_beta.rows) in[n_in++] = (product){&w->w_beta, a.beta, w->w_beta.rows, GEMM_STORE};
     if (w->w_alpha.rows) in[n_in++] = (product){&w->w_alpha, a.alpha, z.value_heads, GEMM_STORE};
     pass_mix_in(p, thread, layer, in, n_in);
 
