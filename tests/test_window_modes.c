@@ -1,0 +1,212 @@
+/* The windows of LoLCATs models trained with terraces: each mode against a float64 evaluation of
+ * its index sets (tests/golden/make_lolcats.py), however the prompt is cut, and what follows it. */
+#include "../model.h"
+#include "support.h"
+
+#include <unistd.h>
+
+enum { MAX_IDS = 256 };
+
+typedef struct {
+    const char *name;
+    linnet_model *m;
+    int32_t ids[MAX_IDS];
+    size_t n, width;
+} subject;
+
+static subject load(const char *name, linnet_activations act, int threads) {
+    subject s = {.name = name};
+    char path[256];
+    snprintf(path, sizeof path, "tests/data/window_modes/%s.gguf", name);
+    linnet_model_options o = {.activations = act, .threads = threads};
+    s.m = open_model(path, &o);
+    snprintf(path, sizeof path, "tests/data/window_modes/%s.ids", name);
+    s.n = read_ids(path, s.ids, MAX_IDS);
+    s.width = (size_t)linnet_model_get_info(s.m)->n_rows;
+    return s;
+}
+
+static float *reference(const subject *s, const char *mode) {
+    char path[256];
+    size_t rows, width;
+    snprintf(path, sizeof path, "tests/data/window_modes/%s.%s.npy", s->name, mode);
+    float *x = read_npy(path, &rows, &width);
+    assert_int_equal(rows, s->n);
+    assert_int_equal(width, s->width);
+    return x;
+}
+
+/* 1e-4 of the RMS over rows [from, to). */
+static void near(const subject *s, const char *what, const float *out, const float *expected,
+                 size_t from, size_t to) {
+    double worst = 0, square = 0;
+    for (size_t i = from * s->width; i < to * s->width; i++) {
+        double d = fabs((double)out[i] - expected[i]);
+        worst = d > worst || isnan(d) ? d : worst;
+        square += (double)expected[i] * expected[i];
+    }
+    double error = worst / sqrt(square / (double)((to - from) * s->width));
+    if (!(error <= 1e-4)) fail_msg("%s: %s: error %g of the logits' RMS", s->name, what, error);
+}
+
+static linnet_session *session_in(const subject *s, linnet_window_mode mode) {
+    linnet_session_options o = {.window_mode = mode};
+    return open_session(s->m, &o);
+}
+
+/* Feeds ids [from, to) in pieces of `chunk`, 0 = at once; rows go to their place in `out`. */
+static void feed_part(const subject *s, linnet_session *session, size_t from, size_t to,
+                      size_t chunk, float *out) {
+    rows_at at = {out, s->width};
+    for (size_t i = from, n; i < to; i += n) {
+        n = chunk && chunk < to - i ? chunk : to - i;
+        linnet_item item = {session, s->ids + i, n, LINNET_LOGITS_ALL, collect_rows, &at};
+        linnet_error err;
+        if (linnet_forward(&item, 1, NULL, NULL, &err)) fail_msg("%s", err.text);
+    }
+}
+
+static const char *const names[] = {"terrace", "terrace_sinks"};
+
+static void modes_equal_their_index_sets(void **state) {
+    (void)state;
+    static const char *const modes[] = {"sliding", "terrace"};
+    static const size_t chunks[] = {0, 1, 2, 7, 13, 16, 63};
+    for (int k = 0; k < 2; k++) {
+        subject s = load(names[k], LINNET_ACT_EXACT, 2);
+        size_t bytes = s.n * s.width * sizeof(float);
+        float *out = malloc(bytes), *first = malloc(bytes);
+        for (int mode = 0; mode < 2; mode++) {
+            float *expected = reference(&s, modes[mode]);
+            for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
+                linnet_session *session = session_in(&s, (linnet_window_mode)mode);
+                feed_part(&s, session, 0, s.n, chunks[c], c ? out : first);
+                if (!c) near(&s, modes[mode], first, expected, 0, s.n);
+                if (c && memcmp(out, first, bytes))
+                    fail_msg("%s: %s in chunks of %zu differs", s.name, modes[mode], chunks[c]);
+                linnet_session_free(session);
+            }
+            free(expected);
+        }
+        free(out);
+        free(first);
+        linnet_model_close(s.m);
+    }
+}
+
+/* A prompt under upstream's own prefill, in one piece; then the plain sliding window, one token at
+ * a time or several. */
+static void upstreams_prefill_then_slides(void **state) {
+    (void)state;
+    int found = 0;
+    for (int k = 0; k < 2; k++) {
+        subject s = load(names[k], LINNET_ACT_EXACT, 2);
+        float *out = malloc(s.n * s.width * sizeof *out);
+        for (size_t prompt = 1; prompt <= s.n; prompt++) {
+            char mode[32], path[256];
+            snprintf(mode, sizeof mode, "hf_%zu", prompt);
+            snprintf(path, sizeof path, "tests/data/window_modes/%s.%s.npy", s.name, mode);
+            if (access(path, R_OK)) continue;
+            found++;
+            float *expected = reference(&s, mode);
+            for (size_t chunk = 0; chunk < 6; chunk += 1 + 2 * chunk) {
+                linnet_session *session = session_in(&s, LINNET_TERRACE_HF);
+                feed_part(&s, session, 0, prompt, 0, out);
+                near(&s, mode, out, expected, 0, prompt);
+                feed_part(&s, session, prompt, s.n, chunk, out);
+                near(&s, "after the prompt", out, expected, prompt, s.n);
+                linnet_session_free(session);
+            }
+            free(expected);
+        }
+        free(out);
+        linnet_model_close(s.m);
+    }
+    assert_int_equal(found, 8);
+}
+
+/* Sampled tokens slide whatever the prompt's windows were: after a prompt no longer than a block,
+ * where all modes but upstream's agree, they equal the sliding run; after a longer one the linear
+ * state and the window meet without gap or overlap, which a second way to the same state shows. */
+static void sampled_tokens_slide(void **state) {
+    (void)state;
+    for (int k = 0; k < 2; k++) {
+        subject s = load(names[k], LINNET_ACT_EXACT, 1);
+        size_t prompt = 11, bytes = s.n * s.width * sizeof(float);
+        float *sliding = malloc(bytes), *mixed = malloc(bytes);
+        linnet_session *a = session_in(&s, LINNET_SLIDING), *b = session_in(&s, LINNET_TERRACE);
+        feed_part(&s, a, 0, s.n, 0, sliding);
+        feed_part(&s, b, 0, prompt, 0, mixed);
+        b->sampled = true;
+        feed_part(&s, b, prompt, s.n, 1, mixed);
+        b->sampled = false;
+        near(&s, "sampled tokens", mixed, sliding, 0, s.n);
+        /* back to the terrace: the window is what has not been folded yet; nothing dropped is read
+         */
+        linnet_error err;
+        for (int i = 0; i < 100; i++)
+            if (linnet_feed(b, s.ids, 1, LINNET_LOGITS_LAST, &err)) fail_msg("%s", err.text);
+        linnet_session_free(a);
+        linnet_session_free(b);
+        free(sliding);
+        free(mixed);
+        linnet_model_close(s.m);
+    }
+}
+
+/* Threads, batch-mates and the faster precision in the other modes. */
+static void modes_are_independent_of_company(void **state) {
+    (void)state;
+    static const linnet_window_mode modes[] = {LINNET_TERRACE, LINNET_TERRACE_HF, LINNET_SLIDING};
+    subject s = load("terrace_sinks", LINNET_ACT_AUTO, 1),
+            t = load("terrace_sinks", LINNET_ACT_AUTO, 5);
+    size_t bytes = s.n * s.width * sizeof(float);
+    float *alone[3], *rows[3];
+    rows_at at[3];
+    linnet_item items[3];
+    for (int i = 0; i < 3; i++) {
+        alone[i] = malloc(bytes);
+        rows[i] = malloc(bytes);
+        at[i] = (rows_at){rows[i], s.width};
+        linnet_session *one = session_in(&s, modes[i]);
+        feed_part(&s, one, 0, s.n, 0, alone[i]);
+        linnet_session_free(one);
+        items[i] = (linnet_item){session_in(&t, modes[i]), t.ids,        t.n,
+                                 LINNET_LOGITS_ALL,        collect_rows, &at[i]};
+    }
+    linnet_error err;
+    if (linnet_forward(items, 3, NULL, NULL, &err)) fail_msg("%s", err.text);
+    for (int i = 0; i < 3; i++) {
+        assert_memory_equal(rows[i], alone[i], bytes);
+        linnet_session_free(items[i].session);
+        free(alone[i]);
+        free(rows[i]);
+    }
+    linnet_model_close(s.m);
+    linnet_model_close(t.m);
+}
+
+static void modes_of_other_models_are_refused(void **state) {
+    (void)state;
+    linnet_model *m = open_model("tests/data/models/lolcats_softmax_full.gguf", NULL);
+    linnet_session_options o = {.window_mode = LINNET_TERRACE};
+    linnet_session *session;
+    linnet_error err;
+    assert_int_equal(linnet_session_new(&session, m, &o, &err), LINNET_ERR_ARGUMENT);
+    assert_null(session);
+    assert_non_null(strstr(err.text, "terrace"));
+    o.window_mode = (linnet_window_mode)3;
+    assert_int_equal(linnet_session_new(&session, m, &o, &err), LINNET_ERR_ARGUMENT);
+    linnet_model_close(m);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(modes_equal_their_index_sets),
+        cmocka_unit_test(upstreams_prefill_then_slides),
+        cmocka_unit_test(sampled_tokens_slide),
+        cmocka_unit_test(modes_are_independent_of_company),
+        cmocka_unit_test(modes_of_other_models_are_refused),
+    };
+    return cmocka_run_group_tests_name("window modes", tests, NULL, NULL);
+}
