@@ -9,6 +9,8 @@ NAME.ids        token ids
 NAME.logits.npy float32 [T, vocab], computed in float64 by the code below, one token at a time. It
                 follows fla/layers/delta_net.py, gated_deltanet.py and attn.py of version 0.6 and
                 agrees with logits of that package within its float32 noise (1e-5 of their RMS).
+NAME.npy        (in tests/data/delta_states) float32 [delta layers, heads * K * V]: the state after
+                4,096 tokens of `long_ids`, in float64 as well
 Weights come from NumPy's PCG64, one stream per tensor. They are large enough that attention and
 decay are far from uniform and logits have RMS near 2.
 """
@@ -52,7 +54,12 @@ MODELS = {
                            "expand_v": 1.0, "use_short_conv": False,
                            "attn": {**WINDOW, "layers": [0, 2]}},
 }
-T = 130
+T, LONG = 130, 4096
+
+
+def long_ids(vocab):
+    """As tests/test_delta.c makes them."""
+    return np.array([(t * t * 7 + t * 3 + t // 11) % vocab for t in range(LONG)])
 
 
 def stream(name, tensor):
@@ -164,7 +171,7 @@ def convolve(x, w):
     return sum(padded[j:j + len(x)] * w[:, 0, j] for j in range(W))
 
 
-def delta_layer(c, w, x):
+def delta_layer(c, w, x, states=None):
     H, HV, K, V = dims(c)
     gated = c["model_type"] == "gated_deltanet"
     activation = "silu" if gated else c["qk_activation"]
@@ -194,9 +201,11 @@ def delta_layer(c, w, x):
     if gated:
         softplus = np.logaddexp(0, x @ w["a_proj.weight"].T + w["dt_bias"])
         decay = np.exp(-np.exp(w["A_log"]) * softplus)
-    o = np.zeros((n, HV, V))
+    o, state = np.zeros((n, HV, V)), np.zeros((HV, K, V))
+    if states is not None:
+        states.append(state)
     for j in range(HV):
-        S, h = np.zeros((K, V)), j // (HV // H)
+        S, h = state[j], j // (HV // H)
         for t in range(n):
             S *= decay[t, j]
             d = beta[t, j] * (v[t, j] - S.T @ k[t, h])
@@ -236,14 +245,14 @@ def softmax_layer(e, w, x):
     return o.reshape(n, D) @ w["o_proj.weight"].T
 
 
-def logits_of(c, weights, ids):
+def logits_of(c, weights, ids, states=None):
     w = {n: np.asarray(x, np.float64) for n, x in weights.items()}
     h = w["model.embeddings.weight"][ids]
     for i in range(c["num_hidden_layers"]):
         at, e = f"model.layers.{i}.", entry_of(c, i)
         layer = {n[len(at) + 5:]: x for n, x in w.items() if n.startswith(at + "attn.")}
         x = rms(h, w[at + "attn_norm.weight"], c["norm_eps"])
-        h = h + (softmax_layer(e, layer, x) if e else delta_layer(c, layer, x))
+        h = h + (softmax_layer(e, layer, x) if e else delta_layer(c, layer, x, states))
         x = rms(h, w[at + "mlp_norm.weight"], c["norm_eps"])
         gate, up = (x @ w[f"{at}mlp.{p}_proj.weight"].T for p in ("gate", "up"))
         h = h + (silu(gate) * up) @ w[at + "mlp.down_proj.weight"].T
@@ -268,6 +277,10 @@ def build(name):
     with open(os.path.join(OUT, name + ".ids"), "w") as f:
         f.write(" ".join(map(str, ids)) + "\n")
     np.save(os.path.join(OUT, name + ".logits.npy"), logits.astype(np.float32))
+    states = []
+    logits_of(c, weights, long_ids(c["vocab_size"]), states)
+    states = np.array([s.ravel() for s in states], np.float32)
+    np.save(os.path.join(ROOT, "tests", "data", "delta_states", name + ".npy"), states)
     print(f"{name:24s} T {T}  rms {np.sqrt((logits ** 2).mean()):.2f}  "
           f"{os.path.getsize(path) >> 10} KiB", flush=True)
 
