@@ -280,16 +280,25 @@ static head head_of(pass *p, const lolcats_weights *w, int layer, size_t row, in
     const config *c = &p->m->cfg;
     size_t heads = (size_t)c->n_heads, f = (size_t)w->features, d = (size_t)c->head_dim;
     float *S = row_state(p, row, layer), *z = S + heads * f * d;
+    uint32_t *folded = (uint32_t *)(z + heads * f) + h;
+    const linnet_session *s = p->rows[row].session;
+    int window = p->m->layers[layer].window, t = p->rows[row].position;
+    if (window) { /* a loaded state may lie: only pages that are there are read */
+        int low = s->rule == LINNET_TERRACE_HF ? 0 : window_first(s->mode, window, t);
+        int high = window_first(LINNET_SLIDING, window, t);
+        if (*folded < (uint32_t)low) *folded = (uint32_t)low;
+        if (*folded > (uint32_t)high) *folded = (uint32_t)high;
+    }
     return (head){.p = p,
                   .w = w,
                   .session = p->rows[row].session,
                   .layer = layer,
                   .h = h,
                   .kv_head = h / (c->n_heads / c->n_kv_heads),
-                  .window = p->m->layers[layer].window,
+                  .window = window,
                   .S = S + (size_t)h * f * d,
                   .z = z + (size_t)h * f,
-                  .folded = (uint32_t *)(z + heads * f) + h};
+                  .folded = folded};
 }
 
 static void add_key(const head *a, const float *key, const float *value) {
