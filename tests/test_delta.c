@@ -104,10 +104,13 @@ static bytes read_file(const char *name) {
     return b;
 }
 
+/* Where a whole string of the file begins: after its length. */
 static char *find(bytes b, const char *text) {
-    char *at = memmem(b.data, b.n, text, strlen(text));
-    if (!at) fail_msg("%s is not in the file", text);
-    return at;
+    uint64_t n = strlen(text);
+    for (char *at = b.data; (at = memmem(at, b.n - (size_t)(at - b.data), text, n)); at++)
+        if (!memcmp(at - sizeof n, &n, sizeof n)) return at;
+    fail_msg("%s is not in the file", text);
+    return NULL;
 }
 
 /* What opening a file says after a change: `text` is replaced by `other` of the same length, or
