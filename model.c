@@ -137,6 +137,21 @@ linnet_status load_floats(loader *l, int layer, const char *name, const size_t d
     return l->fill ? read_row(g, t, 0, *out, n, err) : LINNET_OK;
 }
 
+linnet_status load_taps(loader *l, int layer, const char *name, size_t taps, size_t channels,
+                        float **out, linnet_error *err) {
+    const size_t dims[3] = {taps, channels, 1};
+    linnet_status s = load_floats(l, layer, name, dims, out, err);
+    if (s || !l->fill) return s;
+    float *copy = malloc(taps * channels * sizeof *copy);
+    if (!copy) return fail(err, LINNET_ERR_MEMORY, "no memory for layer %d", layer);
+    memcpy(copy, *out, taps * channels * sizeof *copy);
+    for (size_t c = 0; c < channels; c++)
+        for (size_t j = 0; j < taps; j++)
+            (*out)[j * channels + c] = copy[c * taps + j];
+    free(copy);
+    return LINNET_OK;
+}
+
 linnet_status read_row(const gguf *g, const gguf_tensor *t, uint64_t r, float *out, size_t n,
                        linnet_error *err) {
     size_t bytes = dtype_row_bytes((dtype)t->type, n);

@@ -175,6 +175,10 @@ linnet_status load_matrix(loader *l, int layer, const char *name, size_t rows_to
 /* A whole tensor of float type as float32; `dims` in GGUF order, unused ones 1. */
 linnet_status load_floats(loader *l, int layer, const char *name, const size_t dims[3], float **out,
                           linnet_error *err);
+/* The taps of a convolution of single channels, in the file [taps, channels], as *out
+ * [taps][channels]: one row per tap. */
+linnet_status load_taps(loader *l, int layer, const char *name, size_t taps, size_t channels,
+                        float **out, linnet_error *err);
 /* n float32 values starting at `first` of a vector of n_total; an absent optional one gives NULL.
  */
 linnet_status load_vector(loader *l, int layer, const char *name, bool optional, size_t n_total,

@@ -49,22 +49,6 @@ static sizes sizes_of(const linnet_model *m, const delta_weights *w) {
     return z;
 }
 
-/* The convolution's weights [channels][taps] of the file, as [taps][channels]. */
-static linnet_status load_conv(loader *l, int layer, const sizes *z, float **out,
-                               linnet_error *err) {
-    const size_t dims[3] = {z->taps, z->channels, 1};
-    linnet_status s = load_floats(l, layer, "ssm_conv1d.weight", dims, out, err);
-    if (s || !l->fill) return s;
-    float *copy = malloc(z->taps * z->channels * sizeof *copy);
-    if (!copy) return fail(err, LINNET_ERR_MEMORY, "no memory for layer %d", layer);
-    memcpy(copy, *out, z->taps * z->channels * sizeof *copy);
-    for (size_t c = 0; c < z->channels; c++)
-        for (size_t j = 0; j < z->taps; j++)
-            (*out)[j * z->channels + c] = copy[c * z->taps + j];
-    free(copy);
-    return LINNET_OK;
-}
-
 static linnet_status load(loader *l, int layer, void **weights, bool gated, linnet_error *err) {
     const config *cfg = &l->model->cfg;
     if (!cfg->delta.n_heads)
@@ -87,7 +71,8 @@ static linnet_status load(loader *l, int layer, void **weights, bool gated, linn
         (s = load_vector(l, layer, "ssm_norm.weight", false, z.value_dim, 0, z.value_dim, &w->norm,
                          err)))
         return s;
-    if (conv && (s = load_conv(l, layer, &z, &w->conv, err))) return s;
+    if (conv && (s = load_taps(l, layer, "ssm_conv1d.weight", z.taps, z.channels, &w->conv, err)))
+        return s;
     if (gate &&
         (s = load_matrix(l, layer, "attn_gate.weight", z.values, 0, z.values, d, &w->w_gate, err)))
         return s;

@@ -31,12 +31,11 @@ static linnet_status load(loader *l, int layer, void **weights, linnet_error *er
         return s;
     size_t d = (size_t)l->model->cfg.n_embd, e = w->inner = (size_t)inner;
     w->kernel = (size_t)kernel;
-    const size_t dims[3] = {e, w->kernel, 1};
     if ((s = load_matrix(l, layer, "shortconv.in_proj.weight", 2 * e, 0, 2 * e, d, &w->w_in,
                          err)) ||
         (s = load_vector(l, layer, "shortconv.in_proj.bias", true, 2 * e, 0, 2 * e, &w->w_in.bias,
                          err)) ||
-        (s = load_floats(l, layer, "shortconv.conv.weight", dims, &w->taps, err)) ||
+        (s = load_taps(l, layer, "shortconv.conv.weight", w->kernel, e, &w->taps, err)) ||
         (s = load_vector(l, layer, "shortconv.conv.bias", true, e, 0, e, &w->bias, err)) ||
         (s = load_matrix(l, layer, "shortconv.out_proj.weight", d, 0, d, e, &w->w_out, err)))
         return s;

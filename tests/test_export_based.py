@@ -101,7 +101,7 @@ class Based(Case):
             same(f"blk.{i}.ffn_gate.weight", t[f"{at}{i}.mlp.fc1.weight"][FF:])
         same("blk.0.shortconv.in_proj.weight", t[at + "0.mixer.in_proj.weight"])
         same("blk.3.shortconv.out_proj.bias", t[at + "3.mixer.out_proj.bias"])
-        same("blk.0.shortconv.conv.weight", t[at + "0.mixer.conv.conv.weight"][:, 0, :].T)
+        same("blk.0.shortconv.conv.weight", t[at + "0.mixer.conv.conv.weight"][:, 0, :])
         same("blk.1.attn_k.weight", t[at + "1.mixer.proj_k.weight"])
         same("blk.1.attn_output.weight", t[at + "1.mixer.out_proj.weight"])
         for n, x in enumerate("qkv"):

@@ -208,14 +208,9 @@ def add_conv(p, src, at, dst, D, o):
         p.vector(dst + "in_proj.bias", src(at + "in_proj.bias"), 2 * e)
         p.vector(dst + "out_proj.bias", src(at + "out_proj.bias"), D)
     p.tensors.append(Out(dst + "conv.weight", (src(at + "conv.conv.weight"),), ((e, 1, kernel),),
-                         taps, f32=True))
+                         lambda w: w[:, 0, :], f32=True))
     if src.has(at + "conv.conv.bias"):  # where it was trained with the CUDA convolution
         p.vector(dst + "conv.bias", src(at + "conv.conv.bias"), e)
-
-
-def taps(w):
-    """[channels, 1, kernel] -> [kernel, channels]"""
-    return np.ascontiguousarray(w[:, 0, :].T)
 
 
 class Attention:
