@@ -7,6 +7,8 @@ export, and logits by the formulas in float64 (HazyResearch/based, arXiv 2402.18
 NAME.gguf       the checkpoint exported by this repository's `export`
 NAME.ids        token ids
 NAME.logits.npy float32 [T, rows]
+../based_states/NAME.npy  float32 [1, n]: the states of all layers after the 4,096 ids of long_ids, as
+                docs/mixers.md lays them out
 Upstream itself is no oracle here: its sliding layers round to bfloat16. Everything below is written
 from the definitions (quadratic attention, explicit sums over the taps), not as the engine computes.
 Frequencies of the rotary positions are upstream's float32, their angles float64.
@@ -22,7 +24,8 @@ import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUT = os.path.join(ROOT, "tests", "data", "models")
-T = 130
+STATES = os.path.join(ROOT, "tests", "data", "based_states")
+T, LONG = 130, 4096
 
 BASE = dict(model_type="gpt2", vocab_size=61, pad_vocab_size_multiple=8, n_positions=0,
             layer_norm_epsilon=1e-5, rms_norm=True, activation_function="swiglu",
@@ -168,26 +171,31 @@ def rms(x, w, eps):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * w
 
 
-def base_conv(m, w, x):
+def base_conv(m, w, x, states):
     z = x @ w["in_proj.weight"].T + w.get("in_proj.bias", 0)
     a, gate = np.split(z, 2, axis=1)
     taps = w["conv.conv.weight"][:, 0, :]
     K = taps.shape[1]
+    states.append(a[len(a) - (K - 1):])
     c = np.zeros_like(a) + w.get("conv.conv.bias", 0)
-    for t in range(len(x)):
-        for j in range(K):
-            if t - (K - 1) + j >= 0:
-                c[t] += taps[:, j] * a[t - (K - 1) + j]
+    for j in range(K):  # tap j multiplies the input K - 1 - j tokens back
+        back = K - 1 - j
+        c[back:] += taps[:, j] * a[:len(a) - back]
     return (silu(c) * gate) @ w["out_proj.weight"].T + w.get("out_proj.bias", 0)
 
 
-def linear_attention(m, w, x):
+def linear_attention(m, w, x, states):
     H, f, n = m["num_heads"], m["feature_dim"], len(x)
     eps = 1e-6 if m.get("parallel_implementation", "").startswith("fla") else m.get("eps", 1e-12)
     q, k, v = (np.moveaxis((x @ w[f"proj_{p}.weight"].T).reshape(n, H, -1), 1, 0) for p in "qkv")
-    s = q @ np.swapaxes(k, 1, 2) / np.sqrt(f)
-    a = np.tril(1 + s + s * s / 2)
-    y = a @ v / (a.sum(-1, keepdims=True) + eps)
+    y = np.empty_like(v)
+    for i in range(0, n, 256):  # rows of the quadratic form
+        s = q[:, i:i + 256] @ np.swapaxes(k, 1, 2) / np.sqrt(f)
+        a = np.tril(1 + s + s * s / 2, i)
+        y[:, i:i + 256] = a @ v / (a.sum(-1, keepdims=True) + eps)
+    pairs = [k[:, :, a] * k[:, :, b] for a in range(f) for b in range(a, f)]
+    psi = np.concatenate([np.ones((H, n, 1)), k, np.stack(pairs, -1)], -1)
+    states += [np.swapaxes(psi, 1, 2) @ v, psi.sum(1)]
     return np.moveaxis(y, 0, 1).reshape(n, -1) @ w["out_proj.weight"].T
 
 
@@ -221,14 +229,16 @@ def attention(c, m, layer, w, x):
     scale = d ** -0.5 if c["scale_attn_weights"] else 1.0
     if c["scale_attn_by_inverse_layer_idx"]:
         scale /= layer + 1
-    s = np.einsum("ihd,jhd->hij", q, k) * scale
-    i, j = np.arange(n)[:, None], np.arange(n)
     left = m["window_size"] // 2 if m else n  # flash-attn's left bound is inclusive
-    s = np.where((j <= i) & (j >= i - left), s, -np.inf)
-    a = np.exp(s - s.max(-1, keepdims=True))
-    a /= a.sum(-1, keepdims=True)
-    return np.einsum("hij,jhd->ihd", a, v).reshape(n, -1) @ w["out_proj.weight"].T \
-        + w.get("out_proj.bias", 0)
+    y = np.empty_like(q)
+    for first in range(0, n, 256):
+        s = np.einsum("ihd,jhd->hij", q[first:first + 256], k) * scale
+        i, j = first + np.arange(s.shape[1])[:, None], np.arange(n)
+        s = np.where((j <= i) & (j >= i - left), s, -np.inf)
+        a = np.exp(s - s.max(-1, keepdims=True))
+        a /= a.sum(-1, keepdims=True)
+        y[first:first + 256] = np.einsum("hij,jhd->ihd", a, v)
+    return y.reshape(n, -1) @ w["out_proj.weight"].T + w.get("out_proj.bias", 0)
 
 
 def mlp(c, w, x):
@@ -241,7 +251,8 @@ def mlp(c, w, x):
     return (value * gate) @ w["fc2.weight"].T + w.get("fc2.bias", 0)
 
 
-def logits_of(c, w, ids):
+def logits_of(c, w, ids, states):
+    """Appends the layers' states after the last token to `states`."""
     w = {n: a.astype(np.float64) for n, a in w.items()}
     eps = c["layer_norm_epsilon"]
     table = w["transformer.embeddings.word_embeddings.weight"]
@@ -251,9 +262,9 @@ def logits_of(c, w, ids):
         part = {n[len(at) + 6:]: a for n, a in w.items() if n.startswith(at + "mixer.")}
         h = rms(x, w[at + "norm1.weight"], eps)
         if kind(m) == "BaseConv":
-            x = x + base_conv(m, part, h)
+            x = x + base_conv(m, part, h, states)
         elif kind(m) == "LinearAttention":
-            x = x + linear_attention(m, part, h)
+            x = x + linear_attention(m, part, h, states)
         else:
             x = x + attention(c, m, i, part, h)
         part = {n[len(at) + 4:]: a for n, a in w.items() if n.startswith(at + "mlp.")}
@@ -283,6 +294,11 @@ def save_checkpoint(folder, c, x, w):
         json.dump(c, f)
 
 
+def long_ids(rows):
+    t = np.arange(LONG)
+    return (t * t * 7 + t * 3 + t // 11) % rows
+
+
 def build(name):
     c, x = MODELS[name]
     w = weights(name, c, x)
@@ -294,10 +310,16 @@ def build(name):
         save_checkpoint(source, c, x, w)
         subprocess.run([sys.executable, "-m", "export", source, "-o", path], cwd=ROOT, check=True,
                        stderr=subprocess.DEVNULL)
-    logits = logits_of(c, w, ids)
+    logits = logits_of(c, w, ids, [])
     with open(os.path.join(OUT, name + ".ids"), "w") as f:
         f.write(" ".join(map(str, ids)) + "\n")
     np.save(os.path.join(OUT, name + ".logits.npy"), logits.astype(np.float32))
+    if name in ("based_hybrid", "based_conv_4", "based_taylor_8", "based_taylor_16"):
+        os.makedirs(STATES, exist_ok=True)
+        states = []
+        logits_of(c, w, long_ids(logits.shape[1]), states)
+        flat = np.concatenate([s.ravel() for s in states])[None]
+        np.save(os.path.join(STATES, name + ".npy"), flat.astype(np.float32))
     print(f"{name:24s} T {T}  rms {np.sqrt((logits ** 2).mean()):.2f}  "
           f"{os.path.getsize(path) >> 10} KiB", flush=True)
 

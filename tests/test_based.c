@@ -1,0 +1,193 @@
+/* BASED's mixers over long sequences, against float64 states (tests/golden/make_based.py), and what
+ * a broken file of such a model is told. That the mixers match their formulas, and themselves
+ * however a prompt is cut, is in test_forward.c. */
+#include "../model.h"
+#include "support.h"
+
+#include <unistd.h>
+
+static const char *const names[] = {"based_hybrid", "based_conv_4", "based_taylor_8",
+                                    "based_taylor_16"};
+enum { N_NAMES = sizeof names / sizeof *names, LONG = 4096, MANY = 20000 };
+
+static linnet_model *open_named(const char *name, linnet_activations act) {
+    char path[128];
+    snprintf(path, sizeof path, "tests/data/models/%s.gguf", name);
+    return open_model(path, &(linnet_model_options){.activations = act, .threads = 1});
+}
+
+/* Feeds ids [from, to) as make_based.py makes them. */
+static void feed_long(linnet_session *s, uint64_t from, uint64_t to, uint64_t chunk) {
+    int32_t ids[512];
+    uint64_t vocab = (uint64_t)session_model(s)->cfg.n_rows;
+    linnet_error err;
+    for (uint64_t t = from; t < to; t += chunk) {
+        uint64_t n = to - t < chunk ? to - t : chunk;
+        for (uint64_t i = 0; i < n; i++)
+            ids[i] = (int32_t)(((t + i) * (t + i) * 7 + (t + i) * 3 + (t + i) / 11) % vocab);
+        if (linnet_feed(s, ids, n, LINNET_LOGITS_LAST, &err))
+            fail_msg("token %d: %s", (int)t, err.text);
+    }
+}
+
+/* Every layer's state after 4,096 tokens is within 1e-3 (of its RMS) of the float64 one. */
+static void states_equal_float64_after_4096_tokens(void **state) {
+    (void)state;
+    for (int i = 0; i < N_NAMES; i++) {
+        linnet_model *m = open_named(names[i], LINNET_ACT_EXACT);
+        linnet_session *s = open_session(m, &(linnet_session_options){.ctx = LONG});
+        feed_long(s, 0, LONG, 500);
+        char path[128];
+        size_t rows, cols, at = 0;
+        snprintf(path, sizeof path, "tests/data/based_states/%s.npy", names[i]);
+        float *expected = read_npy(path, &rows, &cols);
+        for (int l = 0; l < m->cfg.n_layers; l++) {
+            const mixer_ops *x = m->layers[l].mixer;
+            if (!x->state_bytes) continue;
+            size_t n = x->state_bytes(m, m->layers[l].mixer_weights) / sizeof(float);
+            assert_true(at + n <= cols);
+            const float *got = (const float *)(s->state + m->layers[l].state_at);
+            double error = 0, square = 0;
+            for (size_t j = 0; j < n; j++, at++) {
+                error += pow((double)got[j] - expected[at], 2);
+                square += pow(expected[at], 2);
+            }
+            assert_true(square > 0);
+            if (!(sqrt(error / square) <= 1e-3))
+                fail_msg("%s: layer %d: state error %g", names[i], l, sqrt(error / square));
+        }
+        assert_int_equal(at, cols);
+        free(expected);
+        linnet_session_free(s);
+        linnet_model_close(m);
+    }
+}
+
+/* One at a time; a token whose logits are not finite is an error. The state does not grow. */
+static void long_decodes_stay_finite(void **state) {
+    (void)state;
+    for (int i = 0; i < N_NAMES; i++) {
+        linnet_model *m = open_named(names[i], LINNET_ACT_AUTO);
+        linnet_session *s = open_session(m, &(linnet_session_options){.ctx = MANY});
+        feed_long(s, 0, 64, 1);
+        uint64_t most = linnet_model_state_bytes(m, LINNET_KV_F16, 128);
+        feed_long(s, 64, MANY, 1);
+        assert_true(linnet_session_state_bytes(s) <= most);
+        for (size_t j = 0; j < m->state_bytes / sizeof(float); j++)
+            assert_true(isfinite(((const float *)s->state)[j]));
+        linnet_session_free(s);
+        linnet_model_close(m);
+    }
+}
+
+/* z[0] of every head counts the tokens. */
+static void taylor_counts_tokens(void **state) {
+    (void)state;
+    linnet_model *m = open_named("based_taylor_8", LINNET_ACT_EXACT);
+    linnet_session *s = open_session(m, &(linnet_session_options){0});
+    feed_long(s, 0, 77, 10);
+    const size_t heads = 3, moments = 45, values = 12;
+    for (size_t h = 0; h < heads; h++) {
+        const float *z = (const float *)(s->state + m->layers[1].state_at) +
+                         heads * moments * values + h * moments;
+        assert_true(z[0] == 77);
+    }
+    linnet_session_free(s);
+    linnet_model_close(m);
+}
+
+/* ---- Broken files -------------------------------------------------------------------------------
+ */
+
+/* `text` in the file is replaced by `other` of the same length, or (other NULL) the four bytes of
+ * the number that follows the key `text` become `value`. */
+typedef struct {
+    const char *text, *other;
+    uint32_t value;
+    linnet_status status;
+    const char *says;
+} breakage;
+
+static void check_breakage(const char *name, const breakage *c) {
+    enum { MOST = 1 << 20 };
+    char path[128], broken[] = "/tmp/linnet_based_XXXXXX";
+    char *data = malloc(MOST);
+    assert_non_null(data);
+    snprintf(path, sizeof path, "tests/data/models/%s.gguf", name);
+    FILE *f = fopen(path, "rb");
+    if (!f) fail_msg("%s: cannot be opened", path);
+    size_t n = fread(data, 1, MOST, f);
+    fclose(f);
+    char *at = memmem(data, n, c->text, strlen(c->text));
+    if (!at) fail_msg("%s is not in %s", c->text, path);
+    if (c->other)
+        memcpy(at, c->other, strlen(c->other));
+    else
+        memcpy(at + strlen(c->text) + 4, &c->value, 4);
+    int fd = mkstemp(broken);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, data, n), n);
+    close(fd);
+    free(data);
+    linnet_model *m = NULL;
+    linnet_error err = {0};
+    linnet_status s = linnet_model_open(&m, broken, NULL, &err);
+    unlink(broken);
+    if (s != c->status || !strstr(err.text, c->says))
+        fail_msg("%s: %s: status %d, \"%s\"; expected %d, \"%s\"", name, c->text, (int)s, err.text,
+                 (int)c->status, c->says);
+}
+
+static uint32_t bits(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+
+static void broken_files_are_refused(void **state) {
+    (void)state;
+    const linnet_status format = LINNET_ERR_FORMAT, unsupported = LINNET_ERR_UNSUPPORTED;
+    const breakage hybrid[] = {
+        {"linnet.based.head_count", "linnet.based.head_counx", 0, format,
+         "\"linnet.based.head_count\" is missing"},
+        {"linnet.based.head_count", NULL, 0, format, "is 0, expected 1 to"},
+        {"linnet.based.head_count", NULL, 100000, format, "100000 heads of 16 features"},
+        {"linnet.based.head_count", NULL, 3, format,
+         "blk.1.attn_q.weight: expected shape [32, 48], found [32, 32]"},
+        {"linnet.based.feature_length", NULL, 65, format, "is 65, expected 1 to 64"},
+        {"linnet.based.feature_length", NULL, 8, format, "attn_q.weight: expected shape [32, 16]"},
+        {"linnet.based.value_length", NULL, 17, format, "attn_v.weight: expected shape [32, 34]"},
+        {"linnet.based.epsilon", NULL, bits(-1), format, "epsilon is -1, expected 0 to 1"},
+        {"linnet.based.epsilon", NULL, bits(NAN), format, "is NaN, expected a finite number"},
+        {"linnet.shortconv.l_cache", NULL, 0, format, "is 0, expected 1 to 64"},
+        {"linnet.shortconv.l_cache", NULL, 4, format,
+         "blk.0.shortconv.conv.weight: expected shape [4, 64, 1], found [3, 64, 1, 1]"},
+        {"linnet.shortconv.inner_length", NULL, 63, format,
+         "blk.0.shortconv.in_proj.weight: expected shape [32, 126], found [32, 128]"},
+        {"linnet.shortconv.inner_length", "linnet.shortconv.inner_lengtx", 0, format,
+         "\"linnet.shortconv.inner_length\" is missing"},
+        {"blk.1.attn_v.weight", "blk.1.attn_x.weight", 0, format, "blk.1.attn_v.weight is missing"},
+        {"blk.0.shortconv.conv.weight", "blk.0.shortconv.cone.weight", 0, format,
+         "blk.0.shortconv.conv.weight is missing"},
+        {"blk.0.shortconv.in_proj.bias", "blk.0.shortconv.in_proj.bixs", 0, unsupported,
+         "blk.0.shortconv.in_proj.bixs is not part of the architecture"},
+        {"based_taylor", "based_taylos", 0, unsupported, "linnet.mixers names 'based_taylos'"},
+    };
+    for (size_t i = 0; i < sizeof hybrid / sizeof *hybrid; i++)
+        check_breakage("based_hybrid", &hybrid[i]);
+    const breakage gated[] = {
+        {"sigmoid", "sigmoif", 0, unsupported,
+         "linnet.feed_forward.activation is 'sigmoif', expected silu, gelu or sigmoid"},
+    };
+    check_breakage("based_slide_112", &gated[0]);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(states_equal_float64_after_4096_tokens),
+        cmocka_unit_test(long_decodes_stay_finite),
+        cmocka_unit_test(taylor_counts_tokens),
+        cmocka_unit_test(broken_files_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
