@@ -19,6 +19,7 @@ import tempfile
 
 import numpy as np
 import torch
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from safetensors.torch import load_file, save_file
 from transformers import (
     OlmoHybridConfig,
@@ -60,7 +61,7 @@ MODELS = {
         **{**QWEN, "linear_num_key_heads": 3, "linear_num_value_heads": 3, "head_dim": 12,
            "linear_value_head_dim": 20, "linear_conv_kernel_dim": 3, "tie_word_embeddings": True},
         layer_types=["full_attention", "linear_attention", "full_attention"],
-        rope_parameters=partial(1e6, 0.5)), 140, None),
+        rope_parameters=partial(1e6, 0.5)), 140, "nextn"),
     "qwen35_r3_yarn": (Qwen3_5ForCausalLM, Qwen3_5TextConfig(
         **{**QWEN, "linear_num_value_heads": 6, "linear_key_head_dim": 8, "num_hidden_layers": 2,
            "linear_value_head_dim": 36, "num_attention_heads": 6, "head_dim": 8,
@@ -174,6 +175,38 @@ def relayout(folder, layout):
         json.dump(values, f)
 
 
+def add_nextn(path):
+    """The block for multi-token prediction that llama.cpp's converter adds behind the layers; nothing
+    uses it."""
+    r = GGUFReader(path)
+    w = GGUFWriter(path + ".new", "qwen35")
+    for key, field in r.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        value = field.contents()
+        sub = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
+        if key == "qwen35.block_count":
+            value += 1
+            last = value - 1
+            w.add_uint32("qwen35.nextn_predict_layers", 1)
+        elif key == "qwen35.attention.recurrent_layers":
+            value = value + [False]
+        w.add_key_value(key, value, field.types[0], sub_type=sub)
+    for t in r.tensors:
+        w.add_tensor(t.name, t.data)
+        if t.name.startswith(f"blk.{last - 1}."):
+            w.add_tensor(t.name.replace(str(last - 1), str(last), 1), t.data)
+    D = len(next(t for t in r.tensors if t.name == "output_norm.weight").data)
+    w.add_tensor(f"blk.{last}.nextn.eh_proj.weight", np.ones((D, 2 * D), np.float32))
+    for x in ("enorm", "hnorm", "shared_head_norm"):
+        w.add_tensor(f"blk.{last}.nextn.{x}.weight", np.ones(D, np.float32))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    os.replace(path + ".new", path)
+
+
 def build(name):
     make, config, n_ids, layout = MODELS[name]
     model = fill(make(config), name)
@@ -182,10 +215,12 @@ def build(name):
     with tempfile.TemporaryDirectory() as folder:
         source = os.path.join(folder, name)
         model.save_pretrained(source)
-        if layout:
+        if layout in ("image+text", "published"):
             relayout(source, layout)
         subprocess.run([sys.executable, "-m", "export", source, "-o", path], cwd=ROOT, check=True,
                        stderr=subprocess.DEVNULL)
+    if layout == "nextn":
+        add_nextn(path)
     logits = logits_of(model, ids)
     rms = np.sqrt((logits ** 2).mean())
     for module, rule in zip(MODULES, UPSTREAM):
