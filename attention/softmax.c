@@ -28,13 +28,15 @@ typedef struct {
     bool q_whole, k_whole;
 } softmax_weights;
 
-/* A norm of q or k: a head's vector, or all heads' as one (`whole`); the tensor's length says. */
+/* A norm of q or k: a head's vector, or all heads' as one (`whole`); the tensor's length says. All
+ * models with gated attention have them. */
 static linnet_status load_qk_norm(loader *l, int layer, const char *name, int heads, float **out,
                                   bool *whole, linnet_error *err) {
-    size_t d = (size_t)l->model->cfg.head_dim, all = (size_t)heads * d;
+    const config *c = &l->model->cfg;
+    size_t d = (size_t)c->head_dim, all = (size_t)heads * d;
     *whole = tensor_length(l, layer, name) == all && heads > 1;
     size_t n = *whole ? all : d;
-    return load_vector(l, layer, name, true, n, 0, n, out, err);
+    return load_vector(l, layer, name, !c->gated_attention, n, 0, n, out, err);
 }
 
 static linnet_status load(loader *l, int layer, void **weights, linnet_error *err) {
