@@ -1,5 +1,4 @@
 /* linnet: run softmax, linearized and hybrid language models from one GGUF file.
- *
  * This header is the manual. A complete program:
  *     linnet_error err; linnet_model *model; linnet_session *session;
  *     int32_t ids[256]; size_t n;
@@ -12,7 +11,6 @@
  *     linnet_generate(session, &opt, print_text, NULL, NULL, &err); // streams whole characters
  *     linnet_session_free(session);
  *     linnet_model_close(model);
- *
  * Model: immutable weights, config and tokenizer, shared by any number of sessions. Session: one
  * mutable timeline (tokens, state, last logits).
  * Errors. Every function that can fail returns a linnet_status, 0 when it worked. If `err` is not
@@ -71,12 +69,10 @@ typedef struct {
     linnet_progress_fn progress; /* may be NULL */
     void *user;
 } linnet_model_options;
-
-/* Opens a GGUF v3 file; `options` NULL = all defaults. On success *out is owned by the caller. */
+/* Opens a GGUF v3 file; `options` NULL = all defaults. On success *out is the caller's. */
 linnet_status linnet_model_open(linnet_model **out, const char *path,
                                 const linnet_model_options *options, linnet_error *err);
-/* NULL is allowed. Sessions that are left can only be freed (other calls on them are errors); the
- * memory goes with the last of them. */
+/* NULL is allowed. Sessions that are left can only be freed: all else on them is an error. */
 void linnet_model_close(linnet_model *model);
 typedef struct {
     const char *architecture;  /* "llama", "qwen2", ... */
@@ -119,8 +115,7 @@ enum {
  * *n to the number there are; call again with a larger buffer when *n > cap. */
 linnet_status linnet_tokenize(const linnet_model *m, const char *text, size_t bytes, unsigned flags,
                               int32_t *ids, size_t cap, size_t *n, linnet_error *err);
-/* ids to text, all at once; same buffer rule, no terminator. Special tokens give no text unless
- * flags has LINNET_PARSE_SPECIAL. */
+/* Back, all at once; same rule, no terminator. Special tokens give text if flags parse them. */
 linnet_status linnet_detokenize(const linnet_model *m, const int32_t *ids, size_t n, unsigned flags,
                                 char *text, size_t cap, size_t *bytes, linnet_error *err);
 /* True for tokens that end a text: EOS, end-of-turn and their kind. */
@@ -128,9 +123,8 @@ bool linnet_is_end(const linnet_model *m, int32_t token);
 typedef struct {
     const char *role, *content; /* NUL-terminated UTF-8; role is "system", "user" or "assistant" */
 } linnet_message;
-/* Renders messages with a chat template to ids, as the model's own template would: contents are
- * encoded as plain text, so no user can forge a turn. `name` NULL = the file's template;
- * `add_generation_prompt` opens the assistant's turn. Same buffer rule as linnet_tokenize. */
+/* Messages to ids, as the model's own template would; contents are plain text, so no user can forge
+ * a turn. `name` NULL = the file's; `add_generation_prompt` opens the answer. Same buffer rule. */
 linnet_status linnet_chat_tokenize(const linnet_model *m, const char *name,
                                    const linnet_message *messages, size_t n_messages,
                                    bool add_generation_prompt, int32_t *ids, size_t cap, size_t *n,
@@ -155,10 +149,8 @@ const int32_t *linnet_session_tokens(const linnet_session *session, size_t *n);
 int linnet_session_ctx(const linnet_session *session);
 uint64_t linnet_session_state_bytes(const linnet_session *session); /* held right now */
 typedef enum { LINNET_LOGITS_NONE, LINNET_LOGITS_LAST, LINNET_LOGITS_ALL } linnet_want;
-/* Receives logits of `n_rows` consecutive positions, [n_rows, info.n_rows] float32, row-major,
- * valid during the call; return false to cancel. */
-typedef bool (*linnet_rows_fn)(void *user, size_t first_position, size_t n_rows,
-                               const float *logits);
+/* Receives logits of n positions in a row, [n, info.n_rows], valid in the call; false cancels. */
+typedef bool (*linnet_rows_fn)(void *user, size_t first_position, size_t n, const float *logits);
 /* One session's part of a forward: its next tokens. */
 typedef struct {
     linnet_session *session;
@@ -168,34 +160,27 @@ typedef struct {
     linnet_rows_fn rows; /* called for LINNET_LOGITS_ALL, on the calling thread */
     void *user;
 } linnet_item;
-/* Advances many distinct sessions of one model at once; each result is bitwise the same as alone.
- * After an error or cancellation no session has advanced; but a single step that fails may lose a
- * recurrent state, and then the session wants a reset. */
+/* Advances distinct sessions of one model at once, each bitwise as alone. After an error none has
+ * advanced, but one step that fails may lose a recurrent state: then reset or load the session. */
 linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress_fn progress,
                              void *user, linnet_error *err);
 linnet_status linnet_feed(linnet_session *session, const int32_t *tokens, size_t n,
                           linnet_want want, linnet_error *err);
 /* Logits after the last token, info.n_rows floats, NULL if they were not asked for. */
 const float *linnet_session_logits(const linnet_session *session);
-
-/* ---- State is a value: tokens, keys and values, linear states, last logits ----------------- */
-/* A fork, and a session that loads what another saved, continue bit for bit as the original, on any
- * machine. A fork shares pages of keys and values until either side writes to them; kept, it is a
- * snapshot to return to. docs/state.md describes the bytes. */
-linnet_status linnet_session_fork(const linnet_session *session, linnet_session **out,
-                                  linnet_error *err);
-uint64_t linnet_session_size(const linnet_session *session); /* bytes to save, exactly */
-linnet_status linnet_session_save(const linnet_session *session, void *bytes, size_t size,
-                                  linnet_error *err);
-/* Takes the saved state of any session of the same model (the same weights, by a fingerprint) with
- * the same kv and window_mode, whole and undamaged, or leaves `session` untouched. */
-linnet_status linnet_session_load(linnet_session *session, const void *bytes, size_t size,
-                                  linnet_error *err);
+/* State is a value: tokens, keys and values, linear states, last logits.
+ * A fork, and a session that loads what another saved, continue bit for bit as the original, on any
+ * machine (docs/state.md). A fork shares pages of keys and values until either side writes to them;
+ * kept, it is a snapshot to return to. */
+linnet_status linnet_session_fork(const linnet_session *s, linnet_session **out, linnet_error *err);
+uint64_t linnet_session_size(const linnet_session *s); /* n of linnet_session_save, exactly */
+linnet_status linnet_session_save(const linnet_session *s, void *to, size_t n, linnet_error *err);
+/* What a session of the same model (by a fingerprint of all weights), kv and window_mode saved,
+ * whole and undamaged; anything else is refused and leaves the session as it was. */
+linnet_status linnet_session_load(linnet_session *s, const void *from, size_t n, linnet_error *err);
 /* To a file that appears when complete (mode 0600, fsync, rename), and from one. */
-linnet_status linnet_session_save_file(const linnet_session *session, const char *path,
-                                       linnet_error *err);
-linnet_status linnet_session_load_file(linnet_session *session, const char *path,
-                                       linnet_error *err);
+linnet_status linnet_session_save_file(const linnet_session *s, const char *to, linnet_error *err);
+linnet_status linnet_session_load_file(linnet_session *s, const char *from, linnet_error *err);
 
 /* ---- Sampling and generation ------------------------------------------------------------- */
 typedef struct {
@@ -214,8 +199,8 @@ typedef struct {
 } linnet_sampling;
 #define LINNET_SAMPLING_DEFAULT                                                                    \
     { 0, 0, 0, 1, 0, 1, 64, NULL, 0 }
-/* Draws the next token from the session's logits. The random number depends on (seed, number of
- * tokens in the session) alone. Does not feed the token. */
+/* Draws the next token from the session's logits without feeding it. The random number depends on
+ * (seed, number of tokens in the session) alone. */
 linnet_status linnet_sample(const linnet_session *session, const linnet_sampling *sampling,
                             int32_t *token, linnet_error *err);
 typedef struct {
@@ -241,9 +226,9 @@ typedef struct {
 } linnet_generated;
 /* Whole UTF-8 characters as they come, not NUL-terminated; return false to stop. */
 typedef bool (*linnet_text_fn)(void *user, const char *text, size_t bytes);
-/* Samples and feeds until something ends it. The session must hold logits, and holds them again at
- * the end: every token whose text was shown is in its timeline, one that a stop string cut too.
- * `result` may be NULL. */
+/* Samples and feeds until something ends it. The session must hold logits, and does at the end:
+ * each token whose text was shown is in it, one that a stop string cut too. `result` may be NULL.
+ */
 linnet_status linnet_generate(linnet_session *session, const linnet_generate_options *options,
                               linnet_text_fn text, void *user, linnet_generated *result,
                               linnet_error *err);
@@ -255,11 +240,9 @@ typedef struct {
     linnet_progress_fn progress;
     void *user; /* for both callbacks */
 } linnet_quantize_options;
-/* Rewrites a GGUF with its matrices as `type` ("f32", ..., "q6_K"); metadata is kept. `out_path`
- * appears only when complete. */
+/* Rewrites a GGUF with its matrices as `type` ("f32", ..., "q6_K"); keeps metadata. Atomic. */
 linnet_status linnet_quantize(const char *in_path, const char *out_path, const char *type,
                               const linnet_quantize_options *options, linnet_error *err);
-
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

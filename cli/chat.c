@@ -362,7 +362,7 @@ int command_chat(int argc, char **argv) {
     engine_flags(&f, &c.e);
     stats_flag(&f, &c.e);
     window_flag(&f, &c.e);
-    window_and_state_flags(&f);
+    state_flags(&f, &c.e);
 
     int code = flags_parse(&f, argc, argv);
     if (code == KEEP_GOING) {

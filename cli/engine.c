@@ -58,11 +58,13 @@ void stats_flag(flag_table *f, engine *e) {
                 "the last logits");
 }
 
-void window_and_state_flags(flag_table *f) {
-    static const char *const state = "saved states come with a later version";
-    flags_title(f, "Not in this version yet");
-    flag_later(f, "--save-state", "FILE", state);
-    flag_later(f, "--load-state", "FILE", state);
+void state_flags(flag_table *f, engine *e) {
+    flags_title(f, "State");
+    flag_text(f, "--load-state", "FILE", &e->load_state,
+              "continue from a saved state of the same model, --kv and --window-mode: its tokens "
+              "come first, no BOS is added");
+    flag_text(f, "--save-state", "FILE", &e->save_state,
+              "save tokens, state and logits after the last token");
 }
 
 void window_flag(flag_table *f, engine *e) {
@@ -137,7 +139,28 @@ int engine_session(engine *e, linnet_model *model, linnet_session **out) {
     if (info->n_ctx_train > 0 && e->ctx > info->n_ctx_train)
         say("--ctx %d is beyond the %d tokens this model was trained on", e->ctx,
             info->n_ctx_train);
+    return e->load_state ? load_state(*out, e->load_state) : EXIT_WORKED;
+}
+
+int load_state(linnet_session *session, const char *path) {
+    linnet_error err;
+    if (linnet_session_load_file(session, path, &err)) return failed_with(&err);
+    say("%s: %zu tokens", path, tokens_held(session));
     return EXIT_WORKED;
+}
+
+int save_state(const linnet_session *session, const char *path) {
+    linnet_error err;
+    if (linnet_session_save_file(session, path, &err)) return failed_with(&err);
+    say("%s: %zu tokens saved, %llu bytes", path, tokens_held(session),
+        (unsigned long long)linnet_session_size(session));
+    return EXIT_WORKED;
+}
+
+size_t tokens_held(const linnet_session *session) {
+    size_t n;
+    linnet_session_tokens(session, &n);
+    return n;
 }
 
 /* ---- computing ---------------------------------------------------------------------------- */

@@ -11,6 +11,7 @@ typedef struct {
     const char *command;
     int threads, ctx; /* 0: the default */
     const char *backend, *isa, *activations, *kv, *window_mode;
+    const char *load_state, *save_state; /* NULL: none */
     bool no_mmap, quiet, stats;
     bool own_progress; /* the command shows its own progress, not that of each feed */
     size_t prefill_tokens, decode_tokens; /* counted by engine_feed and by generate() */
@@ -24,11 +25,14 @@ void precision_flags(flag_table *f, engine *e, const char *activations);
 void context_flag(flag_table *f, engine *e);
 void stats_flag(flag_table *f, engine *e);
 void window_flag(flag_table *f, engine *e); /* --window-mode */
-/* --save-state and --load-state, which this version names and refuses. */
-void window_and_state_flags(flag_table *f);
+void state_flags(flag_table *f, engine *e); /* --load-state, --save-state */
 /* A file's metadata and tokenizer only, or the model; EXIT_WORKED or another exit code. */
 int engine_open(engine *e, const char *path, bool metadata_only, linnet_model **out);
+/* A session, with --load-state's state in it. */
 int engine_session(engine *e, linnet_model *model, linnet_session **out);
+int load_state(linnet_session *session, const char *path);
+int save_state(const linnet_session *session, const char *path);
+size_t tokens_held(const linnet_session *session);
 linnet_kv_type engine_kv(const engine *e);
 
 /* Prefills `n` ids with progress and counts the time. */

@@ -10,7 +10,7 @@
 
 #include "talk.h"
 
-enum { SWITCH, WHOLE, SIZE, U64, REAL, TEXT, CHOICE, TEXTS, LATER, TITLE };
+enum { SWITCH, WHOLE, SIZE, U64, REAL, TEXT, CHOICE, TEXTS, TITLE };
 
 /* ---- the table ---------------------------------------------------------------------------- */
 
@@ -82,10 +82,6 @@ void flag_choice(flag_table *f, const char *names, const char *choices, const ch
 void flag_texts(flag_table *f, const char *names, const char *value, text_list *out,
                 const char *help) {
     add(f, TEXTS, names, value, out, help);
-}
-
-void flag_later(flag_table *f, const char *names, const char *value, const char *why) {
-    add(f, LATER, names, value, NULL, why);
 }
 
 /* ---- numbers ------------------------------------------------------------------------------ */
@@ -243,7 +239,6 @@ int flags_parse(flag_table *f, int argc, char **argv) {
         char name[64];
         snprintf(name, sizeof name, "%.*s", (int)length, word);
         if (!x) return misused(f->command, "unknown flag %s", name);
-        if (x->kind == LATER) return misused(f->command, "%s: %s", name, x->help);
         if (x->kind == SWITCH) {
             if (value) return misused(f->command, "%s takes no value, found '%s'", name, value);
             *(bool *)x->out = true;
@@ -291,16 +286,11 @@ static void print_help_flag(void) {
 }
 
 static void print_help(const flag_table *f) {
-    bool help_shown = false;
     printf("usage: linnet %s %s\n\n", f->command, f->usage);
     print_wrapped(f->about, 0, 0);
     for (int i = 0; i < f->n; i++) {
         const flag *x = &f->flags[i];
         if (x->kind == TITLE) {
-            if (i + 1 < f->n && x[1].kind == LATER) { /* what there is, then what is to come */
-                print_help_flag();
-                help_shown = true;
-            }
             printf("\n%s\n", x->help);
             continue;
         }
@@ -324,5 +314,5 @@ static void print_help(const flag_table *f) {
         printf(" ");
         print_wrapped(help, HELP_INDENT, HELP_INDENT);
     }
-    if (!help_shown) print_help_flag();
+    print_help_flag();
 }

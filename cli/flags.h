@@ -56,8 +56,6 @@ void flag_choice(flag_table *f, const char *names, const char *choices, const ch
                  const char *help);
 void flag_texts(flag_table *f, const char *names, const char *value, text_list *out,
                 const char *help);
-/* A flag of the contract that this version does not have: `why` is a sentence without its end. */
-void flag_later(flag_table *f, const char *names, const char *value, const char *why);
 
 /* argv[0] is the command. Returns KEEP_GOING, or an exit code: EXIT_WORKED after --help,
  * EXIT_MISUSED after a sentence about the first thing that is wrong. */

@@ -48,10 +48,13 @@ static bool write_rows(void *user, size_t first_position, size_t n_rows, const f
 static int write_logits(logits_options *o, const linnet_model *model, linnet_session *session,
                         const id_buffer *ids) {
     size_t n_columns = (size_t)linnet_model_get_info(model)->n_rows;
-    size_t room = (size_t)linnet_session_ctx(session);
+    size_t held = tokens_held(session), room = (size_t)linnet_session_ctx(session) - held;
     if (ids->n > room)
-        return failed("%s holds %zu ids, more than the context of %zu (--ctx)", o->ids, ids->n,
-                      room);
+        return failed(held
+                          ? "%s holds %zu ids, more than the %zu for which the context (--ctx) has "
+                            "room after the loaded state"
+                          : "%s holds %zu ids, more than the context of %zu (--ctx)",
+                      o->ids, ids->n, room);
     output_file out;
     if (!output_open(&out, o->out)) return EXIT_FAILED;
     row_sink sink = {.out = &out, .n_columns = n_columns};
@@ -68,6 +71,7 @@ static int write_logits(logits_options *o, const linnet_model *model, linnet_ses
     if (!code && o->last) write_rows(&sink, ids->n - 1, 1, linnet_session_logits(session));
     if (sink.failed) return EXIT_FAILED; /* said and cleaned up where it failed */
     if (interrupted()) code = interrupt_code();
+    if (!code && o->e.save_state) code = save_state(session, o->e.save_state);
     if (!code && !output_finish(&out)) return EXIT_FAILED;
     output_abandon(&out);
     return code;
@@ -90,7 +94,7 @@ int command_logits(int argc, char **argv) {
     engine_flags(&f, &o.e);
     stats_flag(&f, &o.e);
     window_flag(&f, &o.e);
-    window_and_state_flags(&f);
+    state_flags(&f, &o.e);
 
     int code = flags_parse(&f, argc, argv);
     if (code != KEEP_GOING) return code;

@@ -18,9 +18,10 @@ typedef struct {
     bool parse_special;
 } run_options;
 
-static int get_prompt(const run_options *o, const linnet_model *model, id_buffer *ids) {
+static int get_prompt(const run_options *o, const linnet_model *model, bool loaded,
+                      id_buffer *ids) {
     text_buffer text = {0};
-    unsigned flags = LINNET_ADD_BOS | (o->parse_special ? LINNET_PARSE_SPECIAL : 0);
+    unsigned flags = (loaded ? 0 : LINNET_ADD_BOS) | (o->parse_special ? LINNET_PARSE_SPECIAL : 0);
     int code = EXIT_FAILED;
     if (o->prompt) {
         if (check_utf8(o->prompt, strlen(o->prompt), "the prompt (-p)"))
@@ -30,25 +31,30 @@ static int get_prompt(const run_options *o, const linnet_model *model, id_buffer
         if (read_text(&text, o->file)) code = text_to_ids(model, text.at, text.n, flags, ids);
     }
     free(text.at);
-    if (code == EXIT_WORKED && !ids->n)
+    if (code == EXIT_WORKED && !ids->n && !loaded)
         return failed("the prompt is empty and %s asks for no BOS token: nothing to continue",
                       o->model);
     return interrupted() ? interrupt_code() : code;
 }
 
 static int run(run_options *o, linnet_model *model, linnet_session *session, id_buffer *ids) {
-    int code = get_prompt(o, model, ids);
+    size_t held = tokens_held(session), room = (size_t)linnet_session_ctx(session);
+    int code = get_prompt(o, model, held > 0, ids);
     if (code) return code;
-    size_t room = (size_t)linnet_session_ctx(session);
-    if (ids->n > room)
-        return failed("the prompt has %zu tokens, more than the context of %zu (--ctx)", ids->n,
-                      room);
-    if ((code = engine_feed(&o->e, session, ids->at, ids->n, LINNET_LOGITS_LAST, NULL, NULL)))
+    if (ids->n > room - held)
+        return failed("the prompt has %zu tokens, more than the context of %zu%s (--ctx)", ids->n,
+                      room, held ? " has room for after the loaded state" : "");
+    if (!ids->n && !linnet_session_logits(session) && o->g.limit)
+        return failed("%s holds no logits and the prompt is empty: nothing to continue",
+                      o->e.load_state);
+    if (ids->n &&
+        (code = engine_feed(&o->e, session, ids->at, ids->n, LINNET_LOGITS_LAST, NULL, NULL)))
         return code;
     linnet_generated result;
     code = generate(&o->e, session, &o->g, NULL, &result);
     int out = finish_stdout();
     if (code == EXIT_WORKED) code = out;
+    if (code == EXIT_WORKED && o->e.save_state) code = save_state(session, o->e.save_state);
     if (code == EXIT_WORKED && result.end == LINNET_END_CONTEXT)
         say("the context of %zu tokens is full (--ctx)", room);
     if (code == EXIT_WORKED && interrupted()) code = interrupt_code();
@@ -72,7 +78,7 @@ int command_run(int argc, char **argv) {
     engine_flags(&f, &o.e);
     stats_flag(&f, &o.e);
     window_flag(&f, &o.e);
-    window_and_state_flags(&f);
+    state_flags(&f, &o.e);
 
     linnet_model *model = NULL;
     linnet_session *session = NULL;

@@ -41,6 +41,7 @@ typedef struct {
 _Static_assert(sizeof(state_layer) == 48, "no padding");
 
 static const char *const kv_names[] = {"f16", "f32", "q8_0"};
+static const char *const mode_names[] = {"sliding", "terrace", "terrace-hf"};
 
 /* ---- What a session has to save ------------------------------------------------------------- */
 
@@ -345,7 +346,8 @@ static linnet_status check_model(source *from, const state_head *head, const lin
 static linnet_status check_session(const source *from, const state_head *head,
                                    const linnet_session *x) {
     kv_kind kind = x->kv.layout.kind;
-    if (head->kv_kind > KV_Q8_0 || head->activations > LINNET_ACT_Q8 || head->reserved ||
+    if (head->kv_kind > KV_Q8_0 || head->activations > LINNET_ACT_Q8 ||
+        head->window_mode > LINNET_TERRACE_HF || head->reserved ||
         (head->flags & ~(uint32_t)HAS_LOGITS) || (head->flags && !head->n_tokens))
         return fail(from->err, LINNET_ERR_FORMAT, "%s: damaged: a kind that does not exist",
                     from->name);
@@ -355,8 +357,8 @@ static linnet_status check_session(const source *from, const state_head *head,
                     from->name, kv_names[head->kv_kind], kv_names[kind]);
     if (head->window_mode != (uint32_t)x->mode)
         return fail(from->err, LINNET_ERR_ARGUMENT,
-                    "%s: saved with window mode %u, the session has %u", from->name,
-                    head->window_mode, (unsigned)x->mode);
+                    "%s: saved with window mode %s, the session has %s", from->name,
+                    mode_names[head->window_mode], mode_names[x->mode]);
     if (head->n_tokens > (uint64_t)x->ctx)
         return fail(from->err, LINNET_ERR_CONTEXT,
                     "%s: holds %llu tokens, more than the context of %d", from->name,

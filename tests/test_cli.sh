@@ -80,7 +80,7 @@ check "run --help states the rule of auto" grep -q "16-bit block" "$work/out"
 check "run --help lists every flag of the contract" bash -c '
     for f in -t --threads --backend --isa --no-mmap --ctx --seed --temp --top-k --top-p --min-p \
         --repeat-penalty --logit-bias --stop --quiet --stats --activations --kv --parse-special -n \
-        -p -f; do grep -qE -- "(^| )$f[, ]" "$1" || { echo "    $f"; exit 1; }; done' _ "$work/out"
+        -p -f --save-state --load-state --window-mode; do grep -qE -- "(^| )$f[, ]" "$1" || { echo "    $f"; exit 1; }; done' _ "$work/out"
 prints "version" "linnet 0.1.0" --version
 try
 check "no command: help on stderr, exit 2" eval 'code_is 2 && silent && err_has usage'
@@ -129,9 +129,6 @@ misuses "logits without --ids" "--ids FILE is missing" logits "$chat" -o x
 misuses "logits without -o" "-o OUT.npy is missing" logits "$chat" --ids x
 misuses "quantize to nothing known" "TYPE is one of" quantize "$chat" "$work/q.gguf" q3_X
 misuses "chat with an unknown template" "--template expects one of" chat "$chat" --template jazz --quiet
-for f in --save-state --load-state; do
-    misuses "run $f comes later" "later version" run "$chat" -p x "$f" y
-done
 for c in bench recall pareto serve; do
     try "$c" "$chat" -m x
     check "$c comes later" refusal 2 "later"
@@ -428,6 +425,56 @@ try info "$chat" --check
 check "--check finds nothing" grep -q "^check *every weight is finite" "$work/out"
 try info "$work/nan.gguf" --check --quiet
 check "--check names the tensor with a NaN" eval 'code_is 1 && err_has "blk.1.ffn_down.weight"'
+
+# ---- states
+mkdir "$work/s"
+state=$work/s/one.state
+seq -s ' ' 1 40 >"$work/ids_a"
+seq -s ' ' 41 70 >"$work/ids_b"
+cat "$work/ids_a" "$work/ids_b" >"$work/ids_ab"
+for act in exact auto; do
+    try logits "$bare" --ids "$work/ids_ab" -o "$work/ab.npy" --activations $act --quiet
+    try logits "$bare" --ids "$work/ids_a" -o "$work/a.npy" --activations $act --save-state "$state" --quiet
+    check "logits --save-state ($act)" eval 'code_is 0 && [ "$(stat -c %a "$state")" = 600 ]'
+    try logits "$bare" --ids "$work/ids_b" -o "$work/b.npy" --activations $act --load-state "$state" --chunk 7 --quiet
+    rows_b=$((30 * ($(stat -c %s "$work/ab.npy") - 128) / 70))
+    check "logits of A saved, then B: the tail of A followed by B ($act)" eval \
+        'cmp -s <(tail -c $rows_b "$work/b.npy") <(tail -c $rows_b "$work/ab.npy")'
+done
+refuses "another kv" 1 "as f16, the session as f32" \
+    logits "$bare" --ids "$work/ids_b" -o "$work/s/no.npy" --load-state "$state"
+refuses "another model" 1 "another model" run "$chat" -p x --load-state "$state"
+refuses "no room behind the state" 1 "room after the loaded state" \
+    logits "$bare" --ids "$work/ids_b" -o "$work/s/no.npy" --activations auto --load-state "$state" --ctx 50
+refuses "no room for the state" 1 "40 tokens, more than the context of 39" \
+    logits "$bare" --ids "$work/ids_b" -o "$work/s/no.npy" --activations auto --load-state "$state" --ctx 39
+refuses "no such state" 1 "$work/none.state" run "$chat" -p x --load-state "$work/none.state"
+refuses "a folder as a state" 1 "is a folder" run "$chat" -p x --load-state "$work/s"
+refuses "a model as a state" 1 "not a saved state" run "$chat" -p x --load-state "$chat"
+head -c 1000 "$state" >"$work/s/cut"
+refuses "half a state" 1 "truncated: 1000 of" run "$chat" -p x --load-state "$work/s/cut"
+{ head -c 900 "$state"; printf X; tail -c +902 "$state"; } >"$work/s/bad"
+refuses "a damaged state" 1 "checksum" run "$chat" -p x --load-state "$work/s/bad"
+: >"$work/s/empty"
+refuses "an empty state" 1 "empty" run "$chat" -p x --load-state "$work/s/empty"
+rm "$work/s/"*
+warm=(--temp 1 --seed 5 --quiet)
+try run "$chat" -p abc -n 8 "${warm[@]}"
+cp "$work/out" "$work/whole"
+try run "$chat" -p abc -n 3 "${warm[@]}" --save-state "$state"
+check "run --save-state" code_is 0
+try run "$chat" -p "" -n 5 "${warm[@]}" --load-state "$state" --stats
+check "run --load-state feeds nothing anew" err_has "tok/s (0), decode"
+try run "$chat" -p "" -n 0 "${warm[@]}" --load-state "$state" --save-state "$state.2" --stats
+check "saved again, it is the same" cmp -s "$state" "$state.2"
+try run "$chat" -p "" -n 5 "${warm[@]}" --load-state "$state" --save-state "$state.3"
+try run "$chat" -p abc -n 8 "${warm[@]}" --save-state "$state.4"
+check "3 and 5 tokens more are 8 tokens" cmp -s "$state.3" "$state.4"
+try run "$chat" -p x -n 1 "${say_A[@]}" --load-state "$state" --stats
+check "the prompt is appended, without BOS" err_has "tok/s (1), decode"
+try run "$chat" -p x -n 1 --save-state "$work/none/x.state" --quiet
+check "save into no folder" eval 'code_is 1 && err_has "none/x.state"'
+check "no leftovers of states" [ "$(ls -A "$work/s" | wc -l)" = 4 ]
 
 # ---- quantize
 mkdir "$work/q"
