@@ -460,11 +460,23 @@ static void forward(pass *p, int layer, int thread) {
     pass_mix_out(p, thread, layer, p->mixed, q, &w->wo);
 }
 
+static bool state_fits(const linnet_model *m, int layer, const void *state, size_t first,
+                       size_t n_tokens) {
+    const lolcats_weights *w = m->layers[layer].mixer_weights;
+    size_t heads = (size_t)m->cfg.n_heads, d = (size_t)m->cfg.head_dim;
+    const uint32_t *folded =
+        (const uint32_t *)((const float *)state + heads * (size_t)w->features * (d + 1));
+    for (size_t h = 0; h < heads; h++)
+        if (folded[h] < first || folded[h] > n_tokens) return false;
+    return true;
+}
+
 const mixer_ops mixer_lolcats = {
     .name = "lolcats",
     .load = load_windowed,
     .uses_kv = true,
     .state_bytes = state_bytes,
+    .state_fits = state_fits,
     .forward = forward,
 };
 

@@ -18,6 +18,10 @@ typedef struct {
     /* Bytes of fixed-size state per session (linear states, taps, normalisers), by the loaded
      * weights' shapes; all zero means that nothing was seen. NULL: none. */
     size_t (*state_bytes)(const linnet_model *m, const void *weights);
+    /* Whether positions inside a loaded state are such that forward can follow them, where KV pages
+     * are there from position `first` on. NULL: the state holds none. */
+    bool (*state_fits)(const linnet_model *m, int layer, const void *state, size_t first,
+                       size_t n_tokens);
     /* Floats of scratch per row of a piece, in p->work. NULL: none. */
     size_t (*work_floats)(const linnet_model *m, const void *weights);
     /* Runs on every thread of the team, a series of phases (pass.h): takes the residual stream

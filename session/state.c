@@ -63,6 +63,11 @@ static size_t pages_of(const linnet_model *m, size_t n_tokens) {
     return m->kv_layers ? round_up(n_tokens, PAGE) / PAGE : 0;
 }
 
+/* False for pages that have left every window. */
+static bool holds(const linnet_session *x, size_t page) {
+    return page < x->kv.n_pages && x->kv.pages[page];
+}
+
 /* Positions of a page that hold tokens. */
 static size_t filled(size_t page, size_t n_tokens) {
     return min_size(PAGE, n_tokens - page * PAGE);
@@ -88,7 +93,7 @@ uint64_t linnet_session_size(const linnet_session *s) {
     if (!s) return 0;
     uint64_t bytes = fixed_bytes(s->model, s->n_tokens, s->has_logits);
     for (size_t i = 0; i < pages_of(s->model, s->n_tokens); i++)
-        if (s->kv.pages[i]) bytes += page_bytes(&s->kv.layout, i, s->n_tokens);
+        if (holds(s, i)) bytes += page_bytes(&s->kv.layout, i, s->n_tokens);
     return bytes;
 }
 
@@ -127,7 +132,7 @@ static linnet_status put_pages(sink *to, const linnet_session *x) {
         return fail(to->err, LINNET_ERR_MEMORY, "no memory for a page of the state");
     for (size_t i = 0; i < n_pages; i++) {
         size_t n = filled(i, x->n_tokens);
-        for (int layer = 0; x->kv.pages[i] && layer < l->layers; layer++)
+        for (int layer = 0; holds(x, i) && layer < l->layers; layer++)
             for (int head = 0; head < l->heads && !s; head++) {
                 kv_pack(&x->kv, i, layer, head, n, packed);
                 s = put(to, packed, n * kv_packed_bytes(l));
@@ -159,7 +164,7 @@ static linnet_status put_session(sink *to, const linnet_session *x, const uint64
     if ((s = put(to, &head, sizeof head)) || (s = put_layers(to, m))) return s;
     if (x->n_tokens && (s = put(to, x->tokens, x->n_tokens * sizeof *x->tokens))) return s;
     for (size_t i = 0; i < head.n_pages; i++) {
-        uint8_t held = x->kv.pages[i] != NULL;
+        uint8_t held = holds(x, i);
         if ((s = put(to, &held, 1))) return s;
     }
     if (x->has_logits && (s = put(to, x->logits, (size_t)m->cfg.n_rows * sizeof(float)))) return s;
@@ -424,7 +429,7 @@ static linnet_status get_pages(source *from, linnet_session *fresh) {
     if (!packed) return fail(from->err, LINNET_ERR_MEMORY, "%s: no memory to read it", from->name);
     for (size_t i = 0; i < fresh->kv.n_pages; i++) {
         size_t n = filled(i, fresh->n_tokens);
-        for (int layer = 0; fresh->kv.pages[i] && layer < l->layers; layer++)
+        for (int layer = 0; holds(fresh, i) && layer < l->layers; layer++)
             for (int head = 0; head < l->heads && !s; head++)
                 if (!(s = get(from, packed, n * kv_packed_bytes(l))))
                     kv_unpack(&fresh->kv, i, layer, head, n, packed);
@@ -455,9 +460,16 @@ static linnet_status get_session(source *from, const state_head *head, linnet_se
             return fail(from->err, LINNET_ERR_MEMORY, "%s: no memory for %zu bytes of state",
                         from->name, m->state_bytes);
         memset(fresh->state, 0, m->state_bytes);
-        for (int i = 0; i < m->cfg.n_layers; i++)
-            if ((s = get(from, fresh->state + m->layers[i].state_at, layer_state_bytes(m, i))))
-                return s;
+        size_t first = model_kv_start(m, fresh->mode, fresh->n_tokens);
+        for (int i = 0; i < m->cfg.n_layers; i++) {
+            const layer_weights *w = &m->layers[i];
+            uint8_t *state = fresh->state + w->state_at;
+            if ((s = get(from, state, layer_state_bytes(m, i)))) return s;
+            if (w->mixer->state_fits && !w->mixer->state_fits(m, i, state, first, fresh->n_tokens))
+                return fail(from->err, LINNET_ERR_FORMAT,
+                            "%s: damaged: the state of layer %d (%s) does not belong to %zu tokens",
+                            from->name, i, w->mixer->name, fresh->n_tokens);
+        }
     }
     if (fresh->kv.held && (s = get_pages(from, fresh))) return s;
     uint64_t end = hash64_end(&from->hash), sum = 0;

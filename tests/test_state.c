@@ -123,7 +123,7 @@ static void every_position(void **state) {
             bytes again = save(t);
             assert_int_equal(b.n, again.n);
             assert_memory_equal(b.at, again.at, b.n);
-            size_t to = at % 16 == 3 ? g.n : at + 3 < g.n ? at + 3 : g.n;
+            size_t to = at % 64 == 3 ? g.n : at + 2 < g.n ? at + 2 : g.n;
             continues("saved", t, &g, at, to, at % 2 ? 1 : 0, all);
             assert_int_equal(linnet_session_state_bytes(s),
                              linnet_model_state_bytes(m, LINNET_KV_F16, at));
