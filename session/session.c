@@ -32,6 +32,8 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
         return fail(err, LINNET_ERR_ARGUMENT,
                     "ctx is %d, but this model has learned positions for %d tokens only", o.ctx,
                     m->cfg.n_ctx_train);
+    if (o.kv < LINNET_KV_F16 || o.kv > LINNET_KV_Q8_0)
+        return fail(err, LINNET_ERR_ARGUMENT, "kv is %d, not one of linnet_kv_type", (int)o.kv);
     if (o.window_mode < LINNET_SLIDING || o.window_mode > LINNET_TERRACE_HF)
         return fail(err, LINNET_ERR_ARGUMENT, "window_mode is %d, not one of linnet_window_mode",
                     (int)o.window_mode);

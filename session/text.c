@@ -76,6 +76,10 @@ linnet_status linnet_chat_tokenize(const linnet_model *m, const char *name,
                                    linnet_error *err) {
     if (!m || !messages || !n || (!ids && cap))
         return fail(err, LINNET_ERR_ARGUMENT, "linnet_chat_tokenize: NULL argument");
+    for (size_t i = 0; i < n_messages; i++)
+        if (!messages[i].role || !messages[i].content)
+            return fail(err, LINNET_ERR_ARGUMENT, "message %zu: its role or content is NULL",
+                        i + 1);
     linnet_status s = need_tokenizer(m, err);
     if (s) return s;
     const chat_template *c = name ? chat_template_by_name(name) : m->chat;
