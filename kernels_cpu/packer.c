@@ -110,7 +110,7 @@ static void pack_all(void *arg, int thread) {
             if (from >= to) continue;
             linnet_status s = pack_some(p, job, from - job->first, to - job->first, buffer, &err);
             if (s) refuse(p, s, &err);
-            if (thread == 0 && p->progress &&
+            if (thread == 0 && p->progress && !atomic_load(&p->stop) &&
                 !p->progress(p->user, "load", atomic_load(&p->done), p->panels))
                 refuse(
                     p,
