@@ -135,7 +135,7 @@ static void add_mixer(model *m, const char *mixer, int i, const struct shape *s)
     }
     if (!strcmp(mixer, "short_conv")) {
         matrix(m, i, "shortconv.in_proj.weight", d, 4 * d);
-        floats(m, i, "shortconv.conv.weight", 2 * d, 3, 1, 0.5f);
+        floats(m, i, "shortconv.conv.weight", 3, 2 * d, 1, 0.5f);
         matrix(m, i, "shortconv.out_proj.weight", 2 * d, d);
     }
     if (strstr(mixer, "delta_net")) {

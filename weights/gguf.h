@@ -112,8 +112,8 @@ void gguf_kv_text(const gguf_kv *kv, char *out, size_t size);
 linnet_status gguf_read(const gguf *g, const gguf_tensor *t, uint64_t offset, size_t bytes,
                         void *scratch, const void **out, linnet_error *err);
 bool gguf_is_mapped(const gguf *g);
-/* Tells the kernel that mapped pages inside these bytes of tensor t are no longer needed (no-op where
- * the file is not mapped). Reading them again works: they come back from the file. */
+/* Tells the kernel that mapped pages inside these bytes of tensor t are no longer needed (no-op
+ * where the file is not mapped). Reading them again works: they come back from the file. */
 void gguf_release(const gguf *g, const gguf_tensor *t, uint64_t offset, uint64_t bytes);
 
 #endif
