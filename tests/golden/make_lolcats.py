@@ -6,8 +6,7 @@ directly from the index sets (no state, no recurrence).
     python3 tests/golden/make_lolcats.py [NAME ...]      (needs torch, safetensors, gguf, pyyaml)
 
 Checkpoints are written in upstream's layouts (HazyResearch/lolcats: a transformers folder, *.pt with
-maps, *.pt with LoRA, a yaml) and exported by this repository's `export`. The evaluation was compared
-with upstream's own modules (PyTorch, float32): 3e-6 of the logits' RMS on four checkpoints.
+maps, *.pt with LoRA, a yaml) and exported by this repository's `export`.
 Weights come from NumPy's PCG64, one stream per tensor."""
 import json
 import os
@@ -232,6 +231,11 @@ def terrace(o, i):
     return [*sinks, *range(first, i + 1)], range(min(o["sinks"], first), first)
 
 
+def then_sliding(L):
+    """A prompt of L under a terrace, then sampled tokens."""
+    return lambda o, i: terrace(o, i) if i < L else sliding(o, i)
+
+
 def terrace_hf(L):
     def sets(o, i):
         W = o["W"]
@@ -377,6 +381,7 @@ def main():
             W = o["W"]
             np.save(path + ".terrace.npy", logits(terrace))
             np.save(path + ".sliding.npy", logits(sliding))
+            np.save(path + ".terrace_41.npy", logits(then_sliding(41)))
             # a prompt of L under upstream's own prefill, then sliding to the end
             for L in (1, W, 2 * W + 3) if o["sinks"] else (W - 1, W, W + 1, 2 * W, 3 * W + 2):
                 np.save(f"{path}.hf_{L}.npy", logits(terrace_hf(L)))
