@@ -47,7 +47,7 @@ TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 BENCHES := $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help demo chat deps bench test test-c test-cli test-export test-clients asan ubsan tsan fuzz \
+.PHONY: all help demo chat deps bench test test-c test-cli test-export test-clients asan ubsan fuzz \
 	format format-check install clean
 all: linnet
 	@command -v nvcc >/dev/null 2>&1 && [ -d kernels_cuda ] || \

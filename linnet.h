@@ -19,7 +19,7 @@
  * library never prints, exits, aborts on input, installs signal handlers or reads the environment.
  * Threads. One model may be used from many threads: calls that compute (feed, forward) take turns
  * on the model's thread team, the others run side by side. A session belongs to one thread at a
- * time. `const` pointers returned from a model live until it is closed.
+ * time. Callbacks must not feed. `const` pointers from a model live until it is closed.
  */
 #ifndef LINNET_H
 #define LINNET_H
