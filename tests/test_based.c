@@ -182,12 +182,44 @@ static void broken_files_are_refused(void **state) {
     check_breakage("based_slide_112", &gated[0]);
 }
 
+/* The convolution's projections are matrices like others; its taps are not. */
+static void quantized_models_run(void **state) {
+    (void)state;
+    char path[] = "/tmp/linnet_based_XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    linnet_error err;
+    if (linnet_quantize("tests/data/models/based_hybrid.gguf", path, "q8_0", NULL, &err))
+        fail_msg("%s", err.text);
+    linnet_model *m = open_model(path, &(linnet_model_options){.threads = 1});
+    unlink(path);
+    int matrices = 0, taps = 0;
+    for (size_t i = 0; i < linnet_model_get_info(m)->n_tensors; i++) {
+        const char *type, *name = linnet_model_tensor(m, i, &type, (uint64_t[4]){0}, NULL);
+        if (strstr(name, "shortconv.conv.weight")) {
+            assert_string_equal(type, "f32");
+            taps++;
+        } else if (strstr(name, "_proj.weight") || strstr(name, "attn_q.weight")) {
+            assert_string_equal(type, "q8_0");
+            matrices++;
+        }
+    }
+    assert_int_equal(taps, 2);
+    assert_int_equal(matrices, 2 * 2 + 3);
+    linnet_session *s = open_session(m, &(linnet_session_options){0});
+    feed_long(s, 0, 100, 33);
+    linnet_session_free(s);
+    linnet_model_close(m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(states_equal_float64_after_4096_tokens),
         cmocka_unit_test(long_decodes_stay_finite),
         cmocka_unit_test(taylor_counts_tokens),
         cmocka_unit_test(broken_files_are_refused),
+        cmocka_unit_test(quantized_models_run),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

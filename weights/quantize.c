@@ -31,8 +31,9 @@ enum { N_TARGETS = sizeof targets / sizeof *targets };
 
 /* Two-dimensional tensors that are not factors of a matrix product, or too small and sensitive to
  * shrink. */
-static const char *const kept_parts[] = {"norm",    "conv",       "position_embd", "token_types",
-                                         "rel_pos", "attn_rel_b", "ffn_gate_inp"};
+static const char *const kept_parts[] = {"norm",          "conv1d",      "shortconv.conv",
+                                         "position_embd", "token_types", "rel_pos",
+                                         "attn_rel_b",    "ffn_gate_inp"};
 
 typedef struct {
     const gguf *in;
