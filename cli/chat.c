@@ -2,12 +2,16 @@
  *
  * The session only ever grows: the ids of the next turn are those that the template adds after the
  * last answer, and the answer itself stays as it was sampled (its text may tokenize differently).
- * Where the template rewrites what came before, everything is rendered and fed again. */
+ * Where the template rewrites what came before, everything is rendered and fed again.
+ *
+ * A state file has no messages. After a load, a short exchange stands for the past: what a template
+ * adds after an answer does not depend on the answer. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "commands.h"
 #include "generate.h"
+#include "states.h"
 
 static const char about[] =
     "Talks with a model. Its chat template is recognised from the file or named with --template. "
@@ -18,76 +22,30 @@ static const char about[] =
     "a turn failed.";
 
 static const char commands_help[] =
-    "/undo forgets the last turn, /retry answers it again, /reset starts anew, /stats tells "
-    "speed and memory, /quit leaves; // starts a turn with a slash";
-
-/* Where the last turns lie in the session, so that they can be taken back. */
-typedef struct {
-    size_t start, answer; /* tokens before the turn, tokens before its answer */
-    bool known;           /* false once the session was rebuilt from the messages */
-} turn;
+    "/undo forgets the last turn, /retry answers it again, /reset starts anew; /save FILE keeps "
+    "the "
+    "conversation's state, /load FILE goes on from one; /fork [NAME] keeps a copy, /switch [NAME] "
+    "goes there; /stats tells speed and memory, /quit leaves; // starts a turn with a slash";
 
 typedef struct {
     engine e;
     generation g;
     const char *model_path, *wanted_template, *system, *template;
     linnet_model *model;
-    linnet_session *session;
-    linnet_message *messages; /* owned texts; [system,] user, assistant, user, ... */
-    size_t n_messages, messages_cap;
-    turn *turns;
-    size_t n_turns, turns_cap;
-    bool stale; /* the session does not follow the messages: feed them all again */
+    branch now;
+    branch_book others;
     bool terminal;
     int code; /* what a pipe's caller learns */
-    uint64_t retries;
 } chat;
 
-/* ---- messages ----------------------------------------------------------------------------- */
-
-static bool push_message(chat *c, const char *role, const char *content) {
-    if (c->n_messages == c->messages_cap) {
-        size_t cap = c->messages_cap * 2 + 16;
-        linnet_message *grown = realloc(c->messages, cap * sizeof *grown);
-        if (!grown) return failed("out of memory"), false;
-        c->messages = grown;
-        c->messages_cap = cap;
-    }
-    char *copy = strdup(content);
-    if (!copy) return failed("out of memory"), false;
-    c->messages[c->n_messages++] = (linnet_message){.role = role, .content = copy};
-    return true;
-}
-
-static void pop_message(chat *c) {
-    free((char *)c->messages[--c->n_messages].content);
-}
-
-static bool push_turn(chat *c, size_t start, size_t answer) {
-    if (c->n_turns == c->turns_cap) {
-        size_t cap = c->turns_cap * 2 + 16;
-        turn *grown = realloc(c->turns, cap * sizeof *grown);
-        if (!grown) return failed("out of memory"), false;
-        c->turns = grown;
-        c->turns_cap = cap;
-    }
-    c->turns[c->n_turns++] = (turn){.start = start, .answer = answer, .known = true};
-    return true;
-}
-
 static bool reset(chat *c) {
-    while (c->n_messages)
-        pop_message(c);
-    c->n_turns = 0;
-    c->stale = false;
-    linnet_session_reset(c->session);
-    return !c->system || push_message(c, "system", c->system);
+    branch_clear(&c->now);
+    linnet_session_reset(c->now.session);
+    return !c->system || push_message(&c->now, "system", c->system);
 }
 
 static size_t n_tokens(const chat *c) {
-    size_t n;
-    linnet_session_tokens(c->session, &n);
-    return n;
+    return tokens_held(c->now.session);
 }
 
 /* ---- ids of the next turn ----------------------------------------------------------------- */
@@ -103,12 +61,13 @@ static size_t common_suffix(const id_buffer *a, const id_buffer *b) {
  * conversations have in common whose last answers differ. The last message is an answer. */
 static int ids_after_answer(chat *c, size_t n_messages, id_buffer *out) {
     id_buffer other = {0};
-    linnet_message *last = &c->messages[n_messages - 1];
+    linnet_message *last = &c->now.messages[n_messages - 1];
     linnet_message kept = *last;
     last->content = "a";
-    int code = chat_to_ids(c->model, c->template, c->messages, n_messages, false, out);
+    int code = chat_to_ids(c->model, c->template, c->now.messages, n_messages, false, out);
     last->content = "7";
-    if (!code) code = chat_to_ids(c->model, c->template, c->messages, n_messages, false, &other);
+    if (!code)
+        code = chat_to_ids(c->model, c->template, c->now.messages, n_messages, false, &other);
     *last = kept;
     if (!code) {
         size_t n = common_suffix(out, &other);
@@ -119,33 +78,64 @@ static int ids_after_answer(chat *c, size_t n_messages, id_buffer *out) {
     return code;
 }
 
-/* The ids that continue the session so that the last message, a user's, can be answered. *anew:
- * they are the whole conversation instead, for an empty session. */
-static int next_ids(chat *c, id_buffer *out, bool *anew) {
-    id_buffer all = {0}, before = {0};
-    size_t n = c->n_messages;
-    bool first = !c->n_turns;
-    *anew = true;
+/* The ids that take a session which follows the first `from` messages to the end of all: up to the
+ * answer to come if `prompt`, else to the end of the last answer. *fits: there are such. */
+static int ids_from(chat *c, size_t from, bool prompt, id_buffer *out, bool *fits) {
+    id_buffer all = {0}, before = {0}, end = {0};
+    size_t n = c->now.n_messages, skip = 0;
+    int code = chat_to_ids(c->model, c->template, c->now.messages, n, prompt, &all);
     out->n = 0;
-    int code = chat_to_ids(c->model, c->template, c->messages, n, true, &all);
-    if (!code && !first && !c->stale) {
-        code = chat_to_ids(c->model, c->template, c->messages, n - 1, false, &before);
-        bool extends =
-            !code && before.n <= all.n && !memcmp(before.at, all.at, before.n * sizeof *all.at);
-        if (extends) code = ids_after_answer(c, n - 1, out);
-        if (extends && !code && out->n <= before.n &&
-            !memcmp(out->at, before.at + before.n - out->n, out->n * sizeof *out->at)) {
-            *anew = false;
-            if (!ids_append(out, all.at + before.n, all.n - before.n)) code = EXIT_FAILED;
-        }
+    *fits = true;
+    if (!code && from) {
+        code = chat_to_ids(c->model, c->template, c->now.messages, from, false, &before);
+        if (!code) code = ids_after_answer(c, from, out);
+        skip = before.n;
+        *fits = !code && skip <= all.n && !memcmp(before.at, all.at, skip * sizeof *all.at) &&
+                out->n <= skip &&
+                !memcmp(out->at, before.at + skip - out->n, out->n * sizeof *out->at);
     }
-    if (!code && *anew) {
-        out->n = 0;
-        if (!ids_append(out, all.at, all.n)) code = EXIT_FAILED;
+    if (!code && *fits && !ids_append(out, all.at + skip, all.n - skip)) code = EXIT_FAILED;
+    if (!code && *fits && !prompt && !(code = ids_after_answer(c, n, &end))) {
+        *fits = end.n <= out->n;
+        if (*fits) out->n -= end.n;
     }
     free(all.at);
     free(before.at);
+    free(end.at);
     return code;
+}
+
+/* The ids that continue the session so that the last message, a user's, can be answered. *anew:
+ * they continue an empty session, or the loaded state, instead. */
+static int next_ids(chat *c, bool prompt, id_buffer *out, bool *anew) {
+    const branch *b = &c->now;
+    bool fits = false;
+    int code = EXIT_WORKED;
+    *anew = false;
+    if ((b->n_turns || b->base) && !b->stale)
+        code = ids_from(c, b->n_messages - 1, prompt, out, &fits);
+    if (code || fits) return code;
+    *anew = true;
+    code = ids_from(c, b->n_base, prompt, out, &fits);
+    if (!code && !fits)
+        code = failed("the template rewrites what came before a turn, and the loaded state has no "
+                      "messages: /load it again, or /reset");
+    return code;
+}
+
+/* Takes the session back to where all messages can be fed. */
+static int start_over(chat *c) {
+    branch *b = &c->now;
+    b->stale = true; /* until a feed has worked */
+    if (!b->base) {
+        linnet_session_reset(b->session);
+        return EXIT_WORKED;
+    }
+    linnet_session *fork = fork_of(b->base);
+    if (!fork) return EXIT_FAILED;
+    linnet_session_free(b->session);
+    b->session = fork;
+    return EXIT_WORKED;
 }
 
 /* ---- turns -------------------------------------------------------------------------------- */
@@ -156,21 +146,21 @@ static int answer(chat *c) {
     text_buffer text = {0};
     linnet_generated result;
     size_t before = n_tokens(c);
-    g.options.sampling.seed += c->retries;
-    int code =
-        text_append(&text, "", 0) ? generate(&c->e, c->session, &g, &text, &result) : EXIT_FAILED;
+    g.options.sampling.seed += c->now.retries;
+    int code = text_append(&text, "", 0) ? generate(&c->e, c->now.session, &g, &text, &result)
+                                         : EXIT_FAILED;
     /* The session may hold less or more than the text that was shown: it cannot be continued. */
     if (code || result.end == LINNET_END_STOP || n_tokens(c) - before != result.n_tokens)
-        c->stale = true;
+        c->now.stale = true;
     if (!code && result.end == LINNET_END_CONTEXT)
         say("the context of %d tokens is full: /reset starts a new conversation, /undo takes back "
             "this turn",
-            linnet_session_ctx(c->session));
+            linnet_session_ctx(c->now.session));
     /* What was shown was said, also where an error cut it short. */
-    if (!push_message(c, "assistant", text.at ? text.at : "")) {
-        pop_message(c);
-        c->n_turns--;
-        c->stale = true;
+    if (!push_message(&c->now, "assistant", text.at ? text.at : "")) {
+        pop_message(&c->now);
+        pop_turn(&c->now);
+        c->now.stale = true;
         code = EXIT_FAILED;
     }
     free(text.at);
@@ -180,80 +170,116 @@ static int answer(chat *c) {
 static int take_turn(chat *c, const char *text, size_t n) {
     if (!check_utf8(text, n, "the turn")) return EXIT_FAILED;
     if (strlen(text) != n) return failed("the turn holds a NUL character");
-    if (!push_message(c, "user", text)) return EXIT_FAILED;
+    if (!push_message(&c->now, "user", text)) return EXIT_FAILED;
     id_buffer ids = {0};
     bool anew;
-    c->retries = 0;
-    int code = next_ids(c, &ids, &anew);
-    size_t held = anew ? 0 : n_tokens(c), room = (size_t)linnet_session_ctx(c->session);
+    c->now.retries = 0;
+    int code = next_ids(c, true, &ids, &anew);
+    const linnet_session *from = !anew ? c->now.session : c->now.base;
+    size_t held = from ? tokens_held(from) : 0, room = (size_t)linnet_session_ctx(c->now.session);
+    linnet_session *before = NULL, *asked = NULL;
     if (!code && ids.n > room - held)
         code = failed("this turn needs %zu tokens and the context of %zu has room for %zu: it was "
                       "dropped; /reset starts a new conversation",
                       ids.n, room, room - held);
-    if (!code && anew) {
-        for (size_t i = 0; i < c->n_turns; i++)
-            c->turns[i].known = false;
-        c->stale = true; /* until the feed below has worked */
-        linnet_session_reset(c->session);
-    }
-    if (!code) code = engine_feed(&c->e, c->session, ids.at, ids.n, LINNET_LOGITS_LAST, NULL, NULL);
-    if (!code && !push_turn(c, held, n_tokens(c))) {
-        c->stale = true;
+    if (!code && anew) code = start_over(c);
+    /* A snapshot that fails costs an /undo that feeds again, no more. */
+    if (!code && (!anew || !c->now.n_turns)) before = fork_of(c->now.session);
+    if (!code)
+        code = engine_feed(&c->e, c->now.session, ids.at, ids.n, LINNET_LOGITS_LAST, NULL, NULL);
+    if (!code) asked = fork_of(c->now.session);
+    if (code) {
+        linnet_session_free(before);
+    } else if (!push_turn(&c->now, before, asked)) {
+        c->now.stale = true;
         code = EXIT_FAILED;
     }
     free(ids.at);
     if (code) {
-        pop_message(c);
+        pop_message(&c->now);
         return code;
     }
-    c->stale = false;
+    c->now.stale = false;
     return answer(c);
 }
 
-/* Takes the session back to its first n tokens. */
-static int rewind_to(chat *c, size_t n, linnet_want want) {
-    id_buffer ids = {0};
-    size_t held;
-    const int32_t *tokens = linnet_session_tokens(c->session, &held);
-    int code = ids_append(&ids, tokens, n) ? EXIT_WORKED : EXIT_FAILED;
-    if (!code) linnet_session_reset(c->session);
-    if (!code && n) code = engine_feed(&c->e, c->session, ids.at, n, want, NULL, NULL);
-    free(ids.at);
-    if (code) c->stale = true;
-    return code;
+/* The session becomes `snapshot`. */
+static void return_to(chat *c, linnet_session *snapshot) {
+    linnet_session_free(c->now.session);
+    c->now.session = snapshot;
+    c->now.stale = false;
 }
 
 static int undo(chat *c) {
-    if (!c->n_turns) return failed("there is no turn to take back");
-    turn last = c->turns[--c->n_turns];
-    pop_message(c);
-    pop_message(c);
-    if (!last.known || last.start > n_tokens(c)) {
-        c->stale = true; /* the next turn feeds what is left */
+    branch *b = &c->now;
+    if (!b->n_turns) return failed("there is no turn to take back");
+    turn *last = &b->turns[b->n_turns - 1];
+    if (last->before) {
+        return_to(c, last->before);
+        last->before = NULL;
     } else {
-        int code = rewind_to(c, last.start, LINNET_LOGITS_NONE);
-        if (code) return code;
-        c->stale = false;
+        b->stale = true; /* the next turn feeds what is left */
     }
-    say("the last turn is forgotten; %zu remain%s", c->n_turns, c->n_turns == 1 ? "s" : "");
+    pop_turn(b);
+    pop_message(b);
+    pop_message(b);
+    say("the last turn is forgotten; %zu remain%s", b->n_turns, b->n_turns == 1 ? "s" : "");
     return EXIT_WORKED;
 }
 
 static int retry(chat *c) {
-    if (!c->n_turns) return failed("there is no answer to try again");
+    branch *b = &c->now;
+    if (!b->n_turns) return failed("there is no answer to try again");
     if (c->g.options.sampling.temperature == 0)
         say("sampling is greedy (--temp 0): the answer will be the same");
-    turn last = c->turns[c->n_turns - 1];
-    uint64_t retries = c->retries + 1;
-    int code;
-    if (last.known && last.answer <= n_tokens(c)) {
-        if ((code = rewind_to(c, last.answer, LINNET_LOGITS_LAST))) return code;
-        pop_message(c);
-        c->stale = false;
-        c->retries = retries;
-        return answer(c);
+    const linnet_session *asked = b->turns[b->n_turns - 1].asked;
+    linnet_session *fork = asked ? fork_of(asked) : NULL;
+    if (!fork) return failed("the last answer can no longer be tried again: /undo and ask anew");
+    return_to(c, fork);
+    pop_message(b);
+    b->retries++;
+    return answer(c);
+}
+
+/* ---- states ------------------------------------------------------------------------------- */
+
+/* Saves the session as it stands after the last answer. */
+static int save(chat *c, const char *path) {
+    branch *b = &c->now;
+    if (!*path) return failed("/save expects a file name");
+    if (b->stale) {
+        id_buffer ids = {0};
+        bool anew = true;
+        int code = b->n_turns ? next_ids(c, false, &ids, &anew) : EXIT_WORKED;
+        if (!code) code = start_over(c);
+        if (!code && ids.n)
+            code = engine_feed(&c->e, b->session, ids.at, ids.n, LINNET_LOGITS_LAST, NULL, NULL);
+        free(ids.at);
+        if (code) return code;
+        b->stale = false;
     }
-    return failed("the last answer can no longer be tried again: /undo and ask anew");
+    return save_state(b->session, path);
+}
+
+/* What the session holds was loaded. */
+static int adopt(chat *c) {
+    branch *b = &c->now;
+    branch_clear(b);
+    if (c->system && !push_message(b, "system", c->system)) return EXIT_FAILED;
+    if (!n_tokens(c)) return EXIT_WORKED;
+    b->base = fork_of(b->session);
+    if (b->base && push_message(b, "user", "a") && push_message(b, "assistant", "a")) {
+        b->n_base = b->n_messages;
+        return EXIT_WORKED;
+    }
+    reset(c);
+    return EXIT_FAILED;
+}
+
+static int load(chat *c, const char *path) {
+    if (!*path) return failed("/load expects a file name");
+    int code = load_state(c->now.session, path);
+    return code ? code : adopt(c);
 }
 
 /* ---- lines -------------------------------------------------------------------------------- */
@@ -261,9 +287,9 @@ static int retry(chat *c) {
 static void print_chat_stats(const chat *c) {
     engine e = c->e;
     e.stats = true; /* asked for here and now */
-    engine_print_stats(&e, c->model, c->session);
-    complain("turns: %zu, tokens: %zu of %d", c->n_turns, n_tokens(c),
-             linnet_session_ctx(c->session));
+    engine_print_stats(&e, c->model, c->now.session);
+    complain("turns: %zu, tokens: %zu of %d", c->now.n_turns, n_tokens(c),
+             linnet_session_ctx(c->now.session));
 }
 
 static bool is_command(const char *line, const char *name) {
@@ -271,9 +297,17 @@ static bool is_command(const char *line, const char *name) {
     return !strncmp(line, name, n) && (!line[n] || line[n] == ' ');
 }
 
+/* What follows the command's name, without spaces around it. */
+static const char *argument(char *line) {
+    char *end = line + strlen(line);
+    while (end > line && (end[-1] == ' ' || end[-1] == '\t'))
+        *--end = '\0';
+    line += strcspn(line, " ");
+    return line + strspn(line, " \t");
+}
+
 /* False when the conversation ends. */
-static bool obey(chat *c, const char *line) {
-    static const char *const later[] = {"/save", "/load", "/fork", "/switch"};
+static bool obey(chat *c, char *line) {
     if (is_command(line, "/quit")) return false;
     if (is_command(line, "/help")) {
         complain("%s", commands_help);
@@ -286,13 +320,15 @@ static bool obey(chat *c, const char *line) {
         if (undo(c)) c->code = EXIT_FAILED;
     } else if (is_command(line, "/retry")) {
         if (retry(c)) c->code = EXIT_FAILED;
+    } else if (is_command(line, "/save")) {
+        if (save(c, argument(line))) c->code = EXIT_FAILED;
+    } else if (is_command(line, "/load")) {
+        if (load(c, argument(line))) c->code = EXIT_FAILED;
+    } else if (is_command(line, "/fork")) {
+        if (book_fork(&c->others, &c->now, argument(line))) c->code = EXIT_FAILED;
+    } else if (is_command(line, "/switch")) {
+        if (book_switch(&c->others, &c->now, argument(line))) c->code = EXIT_FAILED;
     } else {
-        for (size_t i = 0; i < sizeof later / sizeof *later; i++)
-            if (is_command(line, later[i])) {
-                complain("%s is not in this version: saved and forked states come with a later one",
-                         later[i]);
-                return true;
-            }
         complain("unknown command %.*s: /help lists them; // starts a turn with a slash",
                  (int)strcspn(line, " "), line);
     }
@@ -340,9 +376,11 @@ static int prepare(chat *c) {
     if (!code) code = engine_open(&c->e, c->model_path, false, &c->model);
     if (!code)
         code = choose_template(&c->e, c->model, c->model_path, c->wanted_template, &c->template);
-    if (!code) code = engine_session(&c->e, c->model, &c->session);
+    if (!code) code = engine_session(&c->e, c->model, &c->now.session);
     if (!code && c->system && !check_utf8(c->system, strlen(c->system), "--system"))
         code = EXIT_FAILED;
+    if (!code && !(c->now.name = strdup("main"))) code = failed("out of memory");
+    if (!code && c->e.load_state) return adopt(c);
     if (!code && !reset(c)) code = EXIT_FAILED;
     return code;
 }
@@ -374,16 +412,15 @@ int command_chat(int argc, char **argv) {
             if (c.terminal)
                 say("%s, template %s, %d tokens of context; /help lists the commands",
                     *info->name ? info->name : c.model_path,
-                    c.template ? c.template : info->chat_template, linnet_session_ctx(c.session));
+                    c.template ? c.template : info->chat_template,
+                    linnet_session_ctx(c.now.session));
             code = converse(&c);
-            engine_print_stats(&c.e, c.model, c.session);
+            if (c.e.save_state && save(&c, c.e.save_state)) code = code ? code : EXIT_FAILED;
+            engine_print_stats(&c.e, c.model, c.now.session);
         }
     }
-    while (c.n_messages)
-        pop_message(&c);
-    free(c.messages);
-    free(c.turns);
-    linnet_session_free(c.session);
+    branch_free(&c.now);
+    book_free(&c.others);
     linnet_model_close(c.model);
     generation_free(&c.g);
     return code;
