@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 static atomic_long fail_at, calls; /* the number of the call that fails; 0 = none */
 
@@ -216,10 +217,81 @@ static void golden_models(void **state) {
     globfree(&found);
 }
 
+/* Forks, saves and loads, in memory and as a file; nothing is left of a failed one. */
+static linnet_status keep_state(linnet_session *s, linnet_session *other, const char *path,
+                                linnet_error *err) {
+    linnet_session *fork = (void *)1;
+    size_t n = (size_t)linnet_session_size(s);
+    uint8_t *bytes = __real_malloc(n);
+    linnet_status status = linnet_session_fork(s, &fork, err);
+    if (status) assert_null(fork);
+    if (!status) status = linnet_feed(fork, (int32_t[]){1, 2}, 2, LINNET_LOGITS_LAST, err);
+    linnet_session_free(fork);
+    if (!status) status = linnet_session_save(s, bytes, n, err);
+    if (!status) status = linnet_session_load(other, bytes, n, err);
+    if (!status) status = linnet_session_save_file(s, path, err);
+    if (!status) status = linnet_session_load_file(other, path, err);
+    free(bytes);
+    return status;
+}
+
+static void states(void **state) {
+    (void)state;
+    static const char *const names[] = {"llama_f16", "lolcats_exp_sinks", "gated_delta_hybrid"};
+    char folder[] = "/tmp/linnet_memory_XXXXXX", path[64], model[128];
+    if (!mkdtemp(folder)) fail_msg("no folder");
+    snprintf(path, sizeof path, "%s/a.state", folder);
+    for (int i = 0; i < 3; i++) {
+        linnet_error err;
+        int32_t ids[100];
+        long total = 1;
+        snprintf(model, sizeof model, "tests/data/models/%s.gguf", names[i]);
+        for (long fail = 0; fail <= total; fail++) {
+            linnet_model *m =
+                open_model(model, &(linnet_model_options){.threads = 1, .no_mmap = true});
+            linnet_session *s = open_session(m, NULL), *other = open_session(m, NULL);
+            for (int k = 0; k < 100; k++)
+                ids[k] = k % 30;
+            if (linnet_feed(s, ids, 100, LINNET_LOGITS_LAST, &err) ||
+                linnet_feed(other, ids + 1, 70, LINNET_LOGITS_NONE, &err))
+                fail_msg("%s", err.text);
+            atomic_store(&calls, 0);
+            atomic_store(&fail_at, fail);
+            linnet_status status = keep_state(s, other, path, &err);
+            atomic_store(&fail_at, 0);
+            if (!fail) total = atomic_load(&calls);
+            if (!status != !fail) fail_msg("%s: allocation %ld of %ld", model, fail, total);
+            if (fail) assert_int_equal(status, LINNET_ERR_MEMORY);
+            if (fail) assert_non_null(strstr(err.text, "no memory"));
+            unlink(path);
+            /* both go on: `other` from where it was or from the state */
+            size_t n;
+            linnet_session_tokens(other, &n);
+            assert_true(n == 70 || n == 100);
+            if (keep_state(s, other, path, &err)) fail_msg("%s", err.text);
+            size_t size = (size_t)linnet_session_size(s);
+            uint8_t *one = malloc(size), *two = malloc(size);
+            assert_int_equal(linnet_session_size(other), size);
+            assert_int_equal(linnet_session_save(s, one, size, NULL), LINNET_OK);
+            assert_int_equal(linnet_session_save(other, two, size, NULL), LINNET_OK);
+            assert_memory_equal(one, two, size);
+            free(one);
+            free(two);
+            unlink(path);
+            linnet_session_free(s);
+            linnet_session_free(other);
+            linnet_model_close(m);
+        }
+        assert_true(total > 15);
+    }
+    assert_int_equal(rmdir(folder), 0); /* no unfinished file */
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(text_model),
         cmocka_unit_test(golden_models),
+        cmocka_unit_test(states),
     };
     return cmocka_run_group_tests_name("model_memory", tests, NULL, NULL);
 }

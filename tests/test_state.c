@@ -378,6 +378,32 @@ static void forged_states(void **state) {
     linnet_model_close(m);
 }
 
+/* LoLCATs states hold positions: how far keys have left the window. */
+static void positions_inside(void **state) {
+    (void)state;
+    golden g = find("lolcats_softmax_full");
+    linnet_model *m = open_model(g.path, &(linnet_model_options){.threads = 1});
+    linnet_session *s = open_session(m, NULL);
+    linnet_error err;
+    if (linnet_feed(s, g.ids, 130, LINNET_LOGITS_NONE, &err)) fail_msg("%s", err.text);
+    bytes b = save(s), before = save(s);
+    size_t at = 88 + 48 * (size_t)m->cfg.n_layers + 4 * 130 + 3;
+    at += m->layers[0].mixer->state_bytes(m, m->layers[0].mixer_weights) - 4;
+    uint32_t folded, first = 130 + 1 - (uint32_t)m->layers[0].window;
+    memcpy(&folded, b.at + at, 4);
+    assert_int_equal(folded, first);
+    const uint32_t lies[] = {0, first - 64, 131, UINT32_MAX, INT32_MAX, 1u << 31};
+    for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
+        forge(b, at, lies[i]);
+        refused("a position", s, b.at, b.n, LINNET_ERR_FORMAT, "layer 0 (lolcats)");
+    }
+    unchanged("positions", s, before);
+    free(b.at);
+    free(before.at);
+    linnet_session_free(s);
+    linnet_model_close(m);
+}
+
 static void other_sessions(void **state) {
     (void)state;
     golden g = find("llama_f16");
@@ -682,12 +708,16 @@ int main(void) {
     add("forks_diverge", forks_diverge);
     add("elsewhere", elsewhere);
     add("every_damage", every_damage);
-    const struct CMUnitTest once[] = {
-        cmocka_unit_test(flip_all_bits),   cmocka_unit_test(forged_states),
-        cmocka_unit_test(other_sessions),  cmocka_unit_test(weights_matter),
-        cmocka_unit_test(forks_are_cheap), cmocka_unit_test(flags_travel),
-        cmocka_unit_test(misuse),          cmocka_unit_test(files),
-        cmocka_unit_test(known_hashes)};
+    const struct CMUnitTest once[] = {cmocka_unit_test(flip_all_bits),
+                                      cmocka_unit_test(forged_states),
+                                      cmocka_unit_test(positions_inside),
+                                      cmocka_unit_test(other_sessions),
+                                      cmocka_unit_test(weights_matter),
+                                      cmocka_unit_test(forks_are_cheap),
+                                      cmocka_unit_test(flags_travel),
+                                      cmocka_unit_test(misuse),
+                                      cmocka_unit_test(files),
+                                      cmocka_unit_test(known_hashes)};
     for (size_t i = 0; i < sizeof once / sizeof *once; i++)
         tests[n_tests++] = once[i];
     int failed = _cmocka_run_group_tests("state", tests, n_tests, NULL, NULL);
