@@ -461,6 +461,7 @@ static const char *const soups[][7] = {
     {"\xE2\x96\x81", " ", "a"},
     {"\xF0\x9F\x99\x82", "\xC3\xA9", "q"},
     {"<tool>", "<tool_call>", "<tool", ">", "th", "e "},
+    {"\xEF\xBF\xBD", " ", "th", "e ", "\xC3\xA9", "<tool>"},
 };
 
 static size_t make_soup(const char *const *units, char *text) {
@@ -507,7 +508,7 @@ static void long_texts(void **state) {
     }
     fclose(f);
     free(text);
-    assert_int_equal(lines, 12);
+    assert_int_equal(lines, 13);
 }
 
 typedef struct {

@@ -136,8 +136,9 @@ struct sp_model {
     std::vector<sp_piece> pieces; // of a raw model
     std::string raw;              // what their texts point into
     bool dummy_prefix = false;
-    bool own_prefix = false; // the shim, not the library, adds the dummy prefix
-    size_t overlap = 0;      // of the windows that long texts are encoded in; 0: whole texts
+    bool own_prefix = false;       // the shim, not the library, adds the dummy prefix
+    size_t overlap = 0;            // of the windows that long texts are encoded in; 0: whole texts
+    bool lone_replacement = false; // no piece contains U+FFFD
 };
 
 namespace {
@@ -145,6 +146,8 @@ namespace {
 linnet_status no_memory(const char *path, linnet_error *err) {
     return fail(err, LINNET_ERR_MEMORY, "%s: no memory for the SentencePiece model", path);
 }
+
+const char replacement[] = "\xEF\xBF\xBD"; // U+FFFD, which bad bytes become
 
 // Texts longer than this are encoded window by window: the library's queue then stays in the cache.
 const size_t window_bytes = 4096;
@@ -155,10 +158,14 @@ const size_t window_bytes = 4096;
 void plan_windows(sp_model *m, const sp_piece *pieces, size_t n, bool byte_fallback) {
     size_t longest = 0;
     m->overlap = 0;
+    m->lone_replacement = true;
     for (size_t i = 0; i < n; i++) {
         if (pieces[i].type == TOKEN_UNUSED) return;
         if (pieces[i].type == TOKEN_NORMAL || pieces[i].type == TOKEN_USER)
             longest = std::max(longest, pieces[i].n);
+        if (absl::string_view(pieces[i].text, pieces[i].n).find(replacement) !=
+            absl::string_view::npos)
+            m->lone_replacement = false;
     }
     if (byte_fallback && longest <= window_bytes / 8) m->overlap = 2 * longest + 64;
 }
@@ -429,7 +436,7 @@ std::string normal_text(const char *text, size_t n, bool prefix) {
         bool good = utf8_step(text + i, n - i, &length) == 1;
         if (!good) {
             length = 1;
-            out += "\xEF\xBF\xBD";
+            out += replacement;
         } else if (length == 3 && !memcmp(text + i, space_mark, 3)) {
             out += ' ';
         } else {
@@ -501,12 +508,29 @@ linnet_status encode_windows(const sp_model *m, const std::string &text, id_list
     return status;
 }
 
+// A long text. Where no piece contains U+FFFD, nothing joins across it: it always gives the same
+// ids, which the library makes slowly, three for each bad byte, and what lies between is apart.
+linnet_status encode_long(const sp_model *m, const std::string &text, id_list *out,
+                          linnet_error *err) {
+    std::vector<int> bad;
+    if (!m->lone_replacement || text.find(replacement) == std::string::npos)
+        return encode_windows(m, text, out, err);
+    linnet_status status = encode_part(m, replacement, &bad, err);
+    for (size_t at = 0; at < text.size() && !status;) {
+        size_t end = std::min(text.find(replacement, at), text.size());
+        if (end > at) status = encode_windows(m, text.substr(at, end - at), out, err);
+        for (at = end; !status && text.compare(at, 3, replacement) == 0; at += 3)
+            status = push_all(out, bad, bad.size(), err);
+    }
+    return status;
+}
+
 linnet_status encode(const sp_model *m, const char *text, size_t n, bool continues, id_list *out,
                      linnet_error *err) {
     if (!n) return LINNET_OK;
     bool prefix = m->own_prefix && m->dummy_prefix && !continues;
     if (m->overlap && n > window_bytes)
-        return encode_windows(m, normal_text(text, n, prefix), out, err);
+        return encode_long(m, normal_text(text, n, prefix), out, err);
     std::vector<int> ids;
     std::string prefixed;
     absl::string_view input(text, n);

@@ -111,7 +111,8 @@ def make_strings(n, seed, words, specials):
 
 # tests/test_tokenizer.c has the same list and the same generator.
 SOUPS = [["a"], ["a", "b"], [" ", "a", "b"], ["e", "\u00e9", "\u4e2d"], [" "], ["\u2581", " ", "a"],
-         ["\U0001f642", "\u00e9", "q"], ["<tool>", "<tool_call>", "<tool", ">", "th", "e "]]
+         ["\U0001f642", "\u00e9", "q"], ["<tool>", "<tool_call>", "<tool", ">", "th", "e "],
+         ["\ufffd", " ", "th", "e ", "\u00e9", "<tool>"]]
 SOUP_UNITS = 40000
 
 
