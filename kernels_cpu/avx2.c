@@ -1,10 +1,10 @@
-/* AVX2 with FMA and F16C: 8 lanes. The loops are in vector.h. */
+/* AVX2 with FMA and F16C: 8 lanes. The loops are in vector.h and products.h. Products of bytes
+ * (pmaddubsw) saturate, so whole numbers are multiplied as pairs of 16 bits. */
 #include <immintrin.h>
 #include <stdint.h>
 
 typedef float vf __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(32)));
-typedef int16_t vs __attribute__((vector_size(32)));
 
 #define LANES 8
 #define QUERIES 2
@@ -15,10 +15,17 @@ typedef int16_t vs __attribute__((vector_size(32)));
 #define V_FMA(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define V_MAX(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define V_ABS(a) ((vf)_mm256_andnot_ps(_mm256_set1_ps(-0.0f), (__m256)(a)))
-#define V_DOT(acc, a, b) ((acc) + (vi)_mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
 #define V_F16(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p))))
 #define V_STORE_F16(p, v)                                                                          \
     _mm_storeu_si128((__m128i *)(p), _mm256_cvtps_ph((__m256)(v), _MM_FROUND_TO_NEAREST_INT))
 #define V_ROUND(a) ((vi)_mm256_cvtps_epi32((__m256)(a)))
 
+/* acc + a.even*b.even + a.odd*b.odd over int16 pairs, in int32 */
+#define V_DOT(acc, a, b) ((acc) + (vi)_mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
+#define V_ORDER(a) ((vi)_mm256_shuffle_epi32((__m256i)(a), 0xd8)) /* 0, 2, 1, 3 of each four */
+
 #include "vector.h"
+
+#include "products.h"
+
+#include "pairs.h"

@@ -49,6 +49,8 @@ static size_t lay_out(const linnet_model *m, size_t rows, size_t partials, int t
         TAKE(input.q, rows * widest);
         TAKE(input.scale, rows * widest / BLOCK);
         TAKE(input.scaled_sum, rows * widest / BLOCK);
+        TAKE(input.sum, rows * widest / BLOCK * 2);
+        TAKE(input.wide, rows * widest / BLOCK);
     }
     TAKE(logits, min_size(rows, LOGITS_PIECE) * c->n_rows);
 #undef TAKE
@@ -108,7 +110,7 @@ uint64_t forward_activation_bytes(const linnet_model *m, size_t rows) {
 /* What the products' matrices want to read, for row c from `src`, blocks [b0, b1). */
 static void quantize_row_blocks(pass *p, const activations *a, size_t c, const float *src,
                                 size_t b0, size_t b1) {
-    p->k->quantize(a, c, src, b0, b1, p->m->act == LINNET_ACT_Q8 ? 127.0f : 32767.0f);
+    p->k->quantize(a, c, src, b0, b1, p->m->act == LINNET_ACT_Q8 ? INFINITY : 0);
 }
 
 static activations input_for(const pass *p, size_t n_rows, size_t cols, const product *products,

@@ -71,7 +71,7 @@ static void gemm(const matrix *w, size_t p0, size_t p1, const activations *x, fl
 }
 
 static void quantize(const activations *a, size_t c, const float *x, size_t b0, size_t b1,
-                     float limit) {
+                     float narrow) {
     for (size_t b = b0; b < b1; b++) {
         size_t at = b * a->n + c;
         float v[BLOCK] = {0};
@@ -79,24 +79,29 @@ static void quantize(const activations *a, size_t c, const float *x, size_t b0, 
         if (a->f) memcpy(a->f + at * BLOCK, v, sizeof v);
         if (!a->q) continue;
         float max = 0, poison = 0; /* poison: NaN if any value is NaN or infinite, else 0 */
+        float squares[16] = {0};
         for (int k = 0; k < BLOCK; k++) {
             float m = fabsf(v[k]);
             max = m > max ? m : max;
             poison = fmaf(v[k], 0.0f, poison);
+            squares[k % 16] = fmaf(v[k], v[k], squares[k % 16]);
         }
-        bool zero = max < 1e-30f;
+        bool zero = max < 1e-30f, wide = !(max * max <= narrow * (fold(squares) / BLOCK));
+        float limit = wide ? WIDE : NARROW;
         float scale = zero ? 0.0f : max / limit, inverse = zero ? 0.0f : limit / max;
-        int32_t sum = 0;
+        int32_t *sum = a->sum + 2 * at;
+        sum[0] = sum[1] = 0;
         for (int k = 0; k < BLOCK; k++) {
             float q = v[k] * inverse;
             q = q > limit ? limit : q;
             q = q < -limit ? -limit : q;
             int16_t i = poison == 0 ? (int16_t)rintf(q) : 0;
             a->q[at * BLOCK + k] = i;
-            sum += i;
+            sum[k / 16] += i;
         }
+        a->wide[at] = wide;
         a->scale[at] = scale + poison;
-        a->scaled_sum[at] = a->scale[at] * (float)sum;
+        a->scaled_sum[at] = a->scale[at] * (float)(sum[0] + sum[1]);
     }
 }
 

@@ -1,10 +1,11 @@
 /* The CPU's hot loops behind one table per instruction set.
  *
  * generic.c is the oracle: plain C, one number at a time. avx2.c and avx512.c state a few vector
- * primitives and share the loops of vector.h. All of them do the same operations on each number in
- * the same order (a vector's lanes are rows of a matrix, positions or head dimensions, never terms
- * of one sum), so every instruction set gives the same bits, and so does every way to cut a prompt
- * into pieces, batches or threads. tests/test_kernels.c holds them to that.
+ * primitives and share the loops of vector.h and products.h. All of them do the same operations on
+ * each number in the same order (a vector's lanes are rows of a matrix, positions or head
+ * dimensions, never terms of one sum), so every instruction set gives the same bits, and so does
+ * every way to cut a prompt into pieces, batches or threads. tests/test_kernels.c holds them to
+ * that.
  *
  * ## Packed matrices
  * Weights are repacked at load (pack.c): 16 rows make a panel, a panel's columns are cut into
@@ -14,25 +15,27 @@
  *
  *   f32          [32 columns][16 lanes] float
  *   f16, bf16    [32][16] uint16
- *   q8_0         d [16] f16; [8][16] uint32: bytes 0,2,1,3 of a word are columns 4j..4j+3
+ *   q8_0         d [16] f16; [8][16] uint32: bytes of a word are columns 4j..4j+3, plus 128
  *   q4_0         d [16] f16; nibbles
  *   q4_1         d [16] f16; m [16] f16; nibbles
  *   q5_0, q5_1   as q4_0, q4_1, then high bits
- *   nibbles      [4][16] uint32: nibbles 0,4,1,5,2,6,3,7 of a word are columns 8j..8j+7
- *   high bits    [16] uint32: bit p is column 2p, bit 16+p column 2p+1
+ *   nibbles      [4][16] uint32: low nibbles of a word's bytes are columns 8j..8j+3, high ones
+ *                8j+4..8j+7
+ *   high bits    [16] uint32: bit g of byte i is column 4g+i
  * and the K types have a head per 256 columns before their eight blocks of 32:
  *   q4_K, q5_K   d [16] f16; dmin [16] f16; scales [12][16] uint8 (ggml's 6-bit packing by byte);
  *                then per block nibbles (q5_K: and high bits)
  *   q6_K         d [16] f16; scales [16][16] int8, one per 16 columns; then per block nibbles and
- *                [2][16] uint32: bits 2i,2i+1 of word h are column 16h+2i, 16+2i column 16h+2i+1
+ *                [2][16] uint32: bits 2g,2g+1 of byte i of word h are column 16h+4g+i
  *
  * ## Activations
  * A matrix product reads its input block-major, so that one block of many columns is contiguous
- * (here n = rows of activations = columns of the product). Matrices of float types take f,
- * quantized ones take q, or f where there is no q: f [K/32][n][32] float32 q [K/32][n][32] int16
- * with x ~ scale*q, |q| <= 32767 (127 for 8-bit activations); scale [K/32][n]; scaled_sum [K/32][n]
- * = scale * sum of q 16-bit products are summed exactly in int32 (|w| <= 128, 32 terms), so there
- * is one rounding per block, and quantized activations cost 2^-16 of their block's largest value.
+ * (here n = rows of activations = columns of the product). Matrices of float types take f [K/32]
+ * [n][32], float32; quantized ones take q, or f where there is no q: q [K/32][n][32], whole numbers
+ * in 16 bits in the kernels' own order, x ~ scale q. A block is narrow, |q| <= 127, or wide, |q| <=
+ * 32639 (two signed bytes hold it): per block wide, scale, sum [2] of each half's q, scaled_sum =
+ * scale (sum[0] + sum[1]). Products are summed exactly in int32 (|w| <= 255, 32 terms), so there is
+ * one rounding per block.
  */
 #ifndef KERNELS_H
 #define KERNELS_H
@@ -40,10 +43,12 @@
 #include "../weights/dtype.h"
 
 enum {
-    PANEL = 16,        /* rows of a packed panel */
-    BLOCK = 32,        /* columns of a block */
-    PAGE = 64,         /* positions in a KV page */
-    ATTEND_GROUP = 512 /* most query heads of one KV head */
+    PANEL = 16,         /* rows of a packed panel */
+    BLOCK = 32,         /* columns of a block */
+    PAGE = 64,          /* positions in a KV page */
+    ATTEND_GROUP = 512, /* most query heads of one KV head */
+    NARROW = 127,       /* largest |q| of a narrow block of activations */
+    WIDE = 32639        /* 127 * 256 + 127, of a wide one */
 };
 
 /* A packed matrix: y = W x (+ bias), W [rows, cols]. */
@@ -62,6 +67,8 @@ typedef struct {
     float *f;
     int16_t *q;
     float *scale, *scaled_sum;
+    int32_t *sum;
+    uint8_t *wide;
 } activations;
 
 typedef enum { GEMM_STORE, GEMM_ADD } gemm_mode;
@@ -94,10 +101,11 @@ typedef struct {
     /* y[c * ldy + r] = (ADD: y +) sum_k W[r,k] x[c,k] + bias[r] for rows of panels [p0, p1). */
     void (*gemm)(const matrix *w, size_t p0, size_t p1, const activations *x, float *y, size_t ldy,
                  gemm_mode mode);
-    /* Row c of `a` from x [cols], blocks [b0, b1), to f and q as far as they are there; `limit` of
-     * |q| is 32767 or 127. Columns past a->cols are zero. */
+    /* Row c of `a` from x [cols], blocks [b0, b1), to f and q as far as they are there. A block is
+     * narrow where its largest square is at most `narrow` times its mean square: 0 makes all wide,
+     * INFINITY all narrow. Columns past a->cols are zero. */
     void (*quantize)(const activations *a, size_t c, const float *x, size_t b0, size_t b1,
-                     float limit);
+                     float narrow);
     /* out = x / sqrt(mean(x^2) + eps) * w; sums in double, 16 interleaved partial sums. */
     void (*rms_norm)(float *out, const float *x, const float *w, size_t n, float eps);
     /* out = (x - mean) / sqrt(var + eps) * w + b (b may be NULL). */

@@ -56,16 +56,12 @@ static void put_word(uint8_t *words, size_t word, size_t lane, uint32_t v) {
     memcpy(words + (word * PANEL + lane) * 4, &v, 4);
 }
 
-/* Columns 8j..8j+7 from the low (shift 0) or high (4) nibbles of 8 bytes: nibbles 0,4,1,5,2,6,3,7.
- */
+/* Columns 8j..8j+7 from the low (shift 0) or high (4) nibbles of 8 bytes. */
 static uint32_t nibble_word(const uint8_t *s, int shift) {
     uint64_t v;
     memcpy(&v, s, 8);
     v = v >> shift & 0x0f0f0f0f0f0f0f0fu;
-    v |= v >> 12; /* each even byte now holds columns i, i+2 of a four */
-    uint32_t even = (v & 0xff) | (v >> 24 & 0xff00);
-    uint32_t odd = (v >> 8 & 0xff) | (v >> 32 & 0xff00);
-    return even | odd << 16;
+    return (uint32_t)v | (uint32_t)(v >> 32) << 4;
 }
 
 /* 32 nibbles of 16 bytes as q4_0 and its kind order them: low halves first, then high halves. */
@@ -74,14 +70,16 @@ static void put_nibbles(uint8_t *nibbles, size_t lane, const uint8_t *s) {
         put_word(nibbles, j, lane, nibble_word(s + j % 2 * 8, j / 2 * 4));
 }
 
-/* Bit k of `bits` belongs to column k: even columns to the low half, odd ones to the high half. */
+/* Bit 4g + i of `bits` to bit g of byte i. */
 static uint32_t unshuffle(uint32_t bits) {
-    uint32_t t;
-    t = (bits ^ bits >> 1) & 0x22222222, bits ^= t ^ t << 1;
-    t = (bits ^ bits >> 2) & 0x0c0c0c0c, bits ^= t ^ t << 2;
-    t = (bits ^ bits >> 4) & 0x00f000f0, bits ^= t ^ t << 4;
-    t = (bits ^ bits >> 8) & 0x0000ff00, bits ^= t ^ t << 8;
-    return bits;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++) {
+        uint32_t b = bits >> i & 0x11111111;
+        b = (b | b >> 3) & 0x03030303;
+        b = (b | b >> 6) & 0x000f000f;
+        out |= ((b | b >> 12) & 0xff) << 8 * i;
+    }
+    return out;
 }
 
 /* One block of 32 columns (or 256 of a K type) of one row into its lane of a unit. */
@@ -92,8 +90,9 @@ static void pack_unit(dtype type, const uint8_t *s, size_t lane, uint8_t *u) {
         s += 2;
         for (int j = 0; j < 8; j++, s += 4)
             put_word(u + 32, j, lane,
-                     (uint32_t)s[0] | (uint32_t)s[2] << 8 | (uint32_t)s[1] << 16 |
-                         (uint32_t)s[3] << 24);
+                     ((uint32_t)s[0] | (uint32_t)s[1] << 8 | (uint32_t)s[2] << 16 |
+                      (uint32_t)s[3] << 24) ^
+                         0x80808080u);
         break;
     case DTYPE_Q4_0:
         put_u16(u, lane, s);
@@ -150,7 +149,7 @@ static void pack_unit(dtype type, const uint8_t *s, size_t lane, uint8_t *u) {
                 uint32_t high = 0;
                 for (int i = 0; i < 16; i++)
                     high |= (uint32_t)(qh[half * 32 + 16 * h + i] >> (2 * quarter) & 3)
-                            << (i / 2 * 2 + i % 2 * 16);
+                            << (i % 4 * 8 + i / 4 * 2);
                 put_word(block + 256, h, lane, high);
             }
         }
@@ -198,12 +197,11 @@ static uint32_t lane_u32(const uint8_t *words, size_t word, size_t lane) {
 }
 
 static int get_nibble(const uint8_t *nibbles, size_t lane, int k) {
-    int i = k % 8, slot = i / 2 + (i % 2) * 4;
-    return lane_u32(nibbles, k / 8, lane) >> (4 * slot) & 15;
+    return lane_u32(nibbles, k / 8, lane) >> (8 * (k % 4) + 4 * (k / 4 % 2)) & 15;
 }
 
 static int get_high_bit(const uint8_t *high, size_t lane, int k) {
-    return lane_u32(high, 0, lane) >> (k / 2 + (k % 2) * 16) & 1;
+    return lane_u32(high, 0, lane) >> (8 * (k % 4) + k / 4) & 1;
 }
 
 void packed_lane(dtype type, const uint8_t *panel, size_t block, size_t lane, lane_block *out) {
@@ -229,16 +227,13 @@ void packed_lane(dtype type, const uint8_t *panel, size_t block, size_t lane, la
             out->f[k] = bf16_to_f32(h);
         }
         return;
-    case DTYPE_Q8_0: {
-        static const int slot[4] = {0, 2, 1, 3};
+    case DTYPE_Q8_0:
         for (int k = 0; k < 32; k++)
-            out->q[k] = (int8_t)(lane_u32(body, k / 4, lane) >> (8 * slot[k % 4]));
+            out->q[k] = (int16_t)((int)(lane_u32(body, k / 4, lane) >> (8 * (k % 4)) & 255) - 128);
         break;
-    }
     case DTYPE_Q6_K:
         for (int k = 0; k < 32; k++) {
-            int i = k % 16;
-            int high = lane_u32(body + 256, k / 16, lane) >> (i / 2 * 2 + (i % 2) * 16) & 3;
+            int high = lane_u32(body + 256, k / 16, lane) >> (8 * (k % 4) + k / 4 % 4 * 2) & 3;
             out->q[k] = (int16_t)((get_nibble(body, lane, k) | high << 4) - 32);
         }
         break;

@@ -3,11 +3,12 @@
  *   LANES              floats in a vector (8 or 16); vf, vi, vs: vectors of float, int32, int16
  *   V_SET1F V_SET1I    one number in every lane
  *   V_FMA V_MAX        a*b+c with one rounding; max(a, b) that gives b if either is NaN
- *   V_DOT(acc, a, b)   acc + a.even*b.even + a.odd*b.odd over int16 pairs, in int32
  *   V_F16(p)           LANES float16 to float;  V_STORE_F16(p, v) back, nearest even
- *   V_ROUND(v)         to int32, nearest even;  V_ABS V_SQRT as named
+ *   V_ROUND(v)         to int32, nearest even;  V_ABS as named
  *   QUERIES            queries of one attention tile that fit the registers
  *   TABLE, NAME        the kernels this file provides
+ *
+ * and then has products.h.
  *
  * Each loop does, lane by lane, the steps that generic.c does for one number: read that first. */
 #include "exp.h"
@@ -58,13 +59,6 @@ INLINE vf bf16_to_float(const void *p) {
     return (vf)(__builtin_convertvector(v, vi) << 16);
 }
 
-/* A 32-bit pattern from memory in every lane: two neighbouring int16 activations. */
-INLINE vi pair(const int16_t *p) {
-    int32_t v;
-    memcpy(&v, p, 4);
-    return V_SET1I(v);
-}
-
 INLINE vf exp_v(vf x) {
     const vf magic = V_SET1F(12582912.0f);
     vi low = x < V_SET1F(-87.0f);
@@ -95,268 +89,6 @@ INLINE float fold(const vf lanes[HALVES]) {
     return s[0];
 }
 
-/* ---- Matrix products ---------------------------------------------------------------------------
- */
-
-/* One block of 32 columns of LANES rows: int16 pairs, and w = d*q + m. */
-typedef struct {
-    vi pairs[BLOCK / 2];
-    vf d[2], m;
-} block;
-
-INLINE void unpack_nibbles(const uint8_t *nibbles, int half, vi *pairs) {
-    const vi mask = V_SET1I(0x000f000f);
-    UNROLL for (int j = 0; j < 4; j++) {
-        vi v = load_i(nibbles + j * PANEL * 4 + half * sizeof(vi));
-        pairs[4 * j] = v & mask;
-        pairs[4 * j + 1] = (v >> 4) & mask;
-        pairs[4 * j + 2] = (v >> 8) & mask;
-        pairs[4 * j + 3] = (v >> 12) & mask;
-    }
-}
-
-INLINE void subtract(vi *pairs, int16_t offset) {
-    const vi both = V_SET1I((int32_t)((uint32_t)(uint16_t)offset << 16 | (uint16_t)offset));
-    UNROLL for (int p = 0; p < BLOCK / 2; p++) pairs[p] = (vi)((vs)pairs[p] - (vs)both);
-}
-
-INLINE void add_high_bits(const uint8_t *high, int half, vi *pairs) {
-    vi v = load_i(high + half * sizeof(vi));
-    const vi mask = V_SET1I(0x00100010);
-    UNROLL for (int p = 0; p < BLOCK / 2; p++) pairs[p] |=
-        (p < 4 ? v << (4 - p) : v >> (p - 4)) & mask;
-}
-
-INLINE vf scale_f16(const uint8_t *p, int half) {
-    return V_F16((const uint16_t *)p + half * LANES);
-}
-
-/* LANES bytes at p as int32. */
-INLINE vi widen(const uint8_t *p) {
-    typedef uint8_t vb __attribute__((vector_size(LANES)));
-    vb v;
-    memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, vi);
-}
-
-/* Block j of a unit of a quantized type (j = 0 but for the K types); `type` is a constant. */
-INLINE void unpack(dtype type, const uint8_t *u, int j, int half, block *o) {
-    o->d[0] = scale_f16(u, half);
-    switch (type) {
-    case DTYPE_Q8_0:
-        UNROLL for (int w = 0; w < 8; w++) {
-            vs v = (vs)load_i(u + 32 + w * PANEL * 4 + half * sizeof(vi));
-            o->pairs[2 * w] = (vi)((v << 8) >> 8);
-            o->pairs[2 * w + 1] = (vi)(v >> 8);
-        }
-        break;
-    case DTYPE_Q4_0:
-        unpack_nibbles(u + 32, half, o->pairs);
-        subtract(o->pairs, 8);
-        break;
-    case DTYPE_Q4_1:
-        o->m = scale_f16(u + 32, half);
-        unpack_nibbles(u + 64, half, o->pairs);
-        break;
-    case DTYPE_Q5_0:
-        unpack_nibbles(u + 32, half, o->pairs);
-        add_high_bits(u + 288, half, o->pairs);
-        subtract(o->pairs, 16);
-        break;
-    case DTYPE_Q5_1:
-        o->m = scale_f16(u + 32, half);
-        unpack_nibbles(u + 64, half, o->pairs);
-        add_high_bits(u + 320, half, o->pairs);
-        break;
-    case DTYPE_Q4_K:
-    case DTYPE_Q5_K: {
-        const uint8_t *s = u + 64 + half * LANES;
-        const uint8_t *body = u + 256 + j * (type == DTYPE_Q4_K ? 256 : 320);
-        vi scale, min;
-        if (j < 4) {
-            scale = widen(s + j * PANEL) & 63;
-            min = widen(s + (j + 4) * PANEL) & 63;
-        } else {
-            scale = (widen(s + (j + 4) * PANEL) & 15) | (widen(s + (j - 4) * PANEL) >> 6) << 4;
-            min = widen(s + (j + 4) * PANEL) >> 4 | (widen(s + j * PANEL) >> 6) << 4;
-        }
-        o->d[0] = o->d[0] * to_float(scale);
-        o->m = -(scale_f16(u + 32, half) * to_float(min));
-        unpack_nibbles(body, half, o->pairs);
-        if (type == DTYPE_Q5_K) add_high_bits(body + 256, half, o->pairs);
-        break;
-    }
-    case DTYPE_Q6_K: {
-        const int8_t *s = (const int8_t *)u + 32 + 2 * j * PANEL + half * LANES;
-        const uint8_t *body = u + 288 + j * 384;
-        vf d = o->d[0];
-        o->d[0] = d * bytes_to_float(s);
-        o->d[1] = d * bytes_to_float(s + PANEL);
-        unpack_nibbles(body, half, o->pairs);
-        UNROLL for (int p = 0; p < BLOCK / 2; p++) {
-            vi v = load_i(body + 256 + p / 8 * PANEL * 4 + half * sizeof(vi));
-            int i = p % 8; /* bits 2i, 2i+1 go to bits 4, 5 */
-            o->pairs[p] |= (i < 2 ? v << (4 - 2 * i) : v >> (2 * i - 4)) & V_SET1I(0x00300030);
-        }
-        subtract(o->pairs, 32);
-        break;
-    }
-    default:
-        break;
-    }
-}
-
-INLINE bool has_min(dtype type) {
-    return type == DTYPE_Q4_1 || type == DTYPE_Q5_1 || type == DTYPE_Q4_K || type == DTYPE_Q5_K;
-}
-
-INLINE vi dot_pairs(const vi *pairs, const int16_t *q, int from, int to) {
-    vi even = {0}, odd = {0};
-    UNROLL for (int p = from; p < to; p += 2) {
-        even = V_DOT(even, pairs[p], pair(q + 2 * p));
-        odd = V_DOT(odd, pairs[p + 1], pair(q + 2 * p + 2));
-    }
-    return even + odd;
-}
-
-/* One column: acc + this block, 16-bit activations. */
-INLINE vf add_i16(dtype type, const block *w, const activations *x, size_t at, vf acc) {
-    const int16_t *q = x->q + at * BLOCK;
-    vf scale = V_SET1F(x->scale[at]);
-    if (type == DTYPE_Q6_K) {
-        vf low = to_float(dot_pairs(w->pairs, q, 0, 8)) * w->d[0];
-        vf both = V_FMA(to_float(dot_pairs(w->pairs, q, 8, 16)), w->d[1], low);
-        return V_FMA(both, scale, acc);
-    }
-    acc = V_FMA(to_float(dot_pairs(w->pairs, q, 0, 16)), w->d[0] * scale, acc);
-    return has_min(type) ? V_FMA(w->m, V_SET1F(x->scaled_sum[at]), acc) : acc;
-}
-
-/* The block's weights as float32, column by column. */
-INLINE void to_f32(dtype type, const block *w, vf *f) {
-    UNROLL for (int p = 0; p < BLOCK / 2; p++) {
-        vf d = w->d[type == DTYPE_Q6_K ? p / 8 : 0];
-        vf even = d * to_float((w->pairs[p] << 16) >> 16), odd = d * to_float(w->pairs[p] >> 16);
-        f[2 * p] = has_min(type) ? even + w->m : even;
-        f[2 * p + 1] = has_min(type) ? odd + w->m : odd;
-    }
-}
-
-INLINE void float_block(dtype type, const uint8_t *u, int half, vf *f) {
-    UNROLL for (int k = 0; k < BLOCK; k++) {
-        size_t at = k * PANEL + half * LANES;
-        f[k] = type == DTYPE_F32   ? load_f(u + 4 * at)
-               : type == DTYPE_F16 ? V_F16((const uint16_t *)u + at)
-                                   : bf16_to_float(u + 2 * at);
-    }
-}
-
-/* acc[c] += sum over the block's columns, for `n` (a constant) columns of x at x0, x0+32, ... */
-INLINE void add_f32(const vf *f, const float *x0, int n, vf *acc) {
-    vf t[4];
-    UNROLL for (int c = 0; c < n; c++) t[c] = V_SET1F(0.0f);
-    UNROLL for (int k = 0; k < BLOCK; k++) UNROLL for (int c = 0; c < n; c++) t[c] =
-        V_FMA(f[k], V_SET1F(x0[c * BLOCK + k]), t[c]);
-    UNROLL for (int c = 0; c < n; c++) acc[c * HALVES] += t[c];
-}
-
-/* One tile of up to 32 columns of one panel; acc [tile][HALVES]. */
-INLINE void gemm_tile(dtype type, bool exact, const uint8_t *panel, size_t blocks,
-                      const activations *x, size_t c0, size_t tile, vf *acc) {
-    bool k_type = type == DTYPE_Q4_K || type == DTYPE_Q5_K || type == DTYPE_Q6_K;
-    size_t unit = packed_block_bytes(type);
-    for (size_t b = 0; b < blocks; b++) {
-        const uint8_t *u = panel + (k_type ? b / 8 : b) * unit;
-        for (int half = 0; half < HALVES; half++) {
-            block w;
-            if (!is_float_type(type)) unpack(type, u, k_type ? (int)(b % 8) : 0, half, &w);
-            if (!exact) {
-                for (size_t c = 0; c < tile; c++)
-                    acc[c * HALVES + half] =
-                        add_i16(type, &w, x, b * x->n + c0 + c, acc[c * HALVES + half]);
-                continue;
-            }
-            vf f[BLOCK];
-            if (is_float_type(type))
-                float_block(type, u, half, f);
-            else
-                to_f32(type, &w, f);
-            const float *columns = x->f + (b * x->n + c0) * BLOCK;
-            size_t c = 0;
-            for (; c + 4 <= tile; c += 4)
-                add_f32(f, columns + c * BLOCK, 4, acc + c * HALVES + half);
-            for (; c < tile; c++)
-                add_f32(f, columns + c * BLOCK, 1, acc + c * HALVES + half);
-        }
-    }
-}
-
-/* acc (+ bias) to rows [r0, r0 + PANEL) of column c; a short last panel goes element by element. */
-INLINE void finish(const matrix *w, size_t r0, const vf *acc, float *y, gemm_mode mode) {
-    if (r0 + PANEL <= w->rows) {
-        for (int h = 0; h < HALVES; h++) {
-            vf v = acc[h];
-            if (w->bias) v += load_f(w->bias + r0 + h * LANES);
-            float *out = y + r0 + h * LANES;
-            store_f(out, mode == GEMM_ADD ? load_f(out) + v : v);
-        }
-        return;
-    }
-    float lanes[PANEL];
-    memcpy(lanes, acc, sizeof lanes);
-    for (size_t r = r0; r < w->rows; r++) {
-        float v = w->bias ? lanes[r - r0] + w->bias[r] : lanes[r - r0];
-        y[r] = mode == GEMM_ADD ? y[r] + v : v;
-    }
-}
-
-INLINE void gemm_of(dtype type, bool exact, const matrix *w, size_t p0, size_t p1,
-                    const activations *x, float *y, size_t ldy, gemm_mode mode) {
-    size_t blocks = (w->cols + BLOCK - 1) / BLOCK;
-    for (size_t p = p0; p < p1; p++) {
-        const uint8_t *panel = w->data + p * w->panel_bytes;
-        for (size_t c0 = 0; c0 < x->n; c0 += TILE) {
-            size_t tile = min_size(TILE, x->n - c0);
-            vf acc[TILE * HALVES];
-            memset(acc, 0, tile * HALVES * sizeof(vf));
-            gemm_tile(type, exact, panel, blocks, x, c0, tile, acc);
-            for (size_t c = 0; c < tile; c++)
-                finish(w, p * PANEL, acc + c * HALVES, y + (c0 + c) * ldy, mode);
-        }
-    }
-}
-
-static void gemm(const matrix *w, size_t p0, size_t p1, const activations *x, float *y, size_t ldy,
-                 gemm_mode mode) {
-#define CASE(T)                                                                                    \
-    case T:                                                                                        \
-        if (reads_f32(T, x))                                                                       \
-            gemm_of(T, true, w, p0, p1, x, y, ldy, mode);                                          \
-        else                                                                                       \
-            gemm_of(T, false, w, p0, p1, x, y, ldy, mode);                                         \
-        break
-    switch (w->type) {
-    case DTYPE_F32:
-        gemm_of(DTYPE_F32, true, w, p0, p1, x, y, ldy, mode);
-        break;
-    case DTYPE_F16:
-        gemm_of(DTYPE_F16, true, w, p0, p1, x, y, ldy, mode);
-        break;
-    case DTYPE_BF16:
-        gemm_of(DTYPE_BF16, true, w, p0, p1, x, y, ldy, mode);
-        break;
-        CASE(DTYPE_Q8_0);
-        CASE(DTYPE_Q4_0);
-        CASE(DTYPE_Q4_1);
-        CASE(DTYPE_Q5_0);
-        CASE(DTYPE_Q5_1);
-        CASE(DTYPE_Q4_K);
-        CASE(DTYPE_Q5_K);
-        CASE(DTYPE_Q6_K);
-    }
-#undef CASE
-}
-
 /* ---- Row kernels -------------------------------------------------------------------------------
  */
 
@@ -369,8 +101,11 @@ INLINE void tail(const float *x, size_t n, float *out) {
     memcpy(out, x + n / 16 * 16, n % 16 * sizeof(float));
 }
 
+INLINE void store_quantized(int16_t *q, int i, vi n);
+
 static void quantize(const activations *a, size_t c, const float *x, size_t b0, size_t b1,
-                     float limit) {
+                     float narrow) {
+    enum { VECTORS = BLOCK / LANES };
     for (size_t b = b0; b < b1; b++) {
         size_t at = b * a->n + c;
         float padded[BLOCK] = {0};
@@ -381,11 +116,13 @@ static void quantize(const activations *a, size_t c, const float *x, size_t b0, 
         }
         if (a->f) memcpy(a->f + at * BLOCK, src, BLOCK * sizeof(float));
         if (!a->q) continue;
-        vf v[BLOCK / LANES], most = V_SET1F(0.0f), poison = most;
-        UNROLL for (int i = 0; i < BLOCK / LANES; i++) {
+        vf v[VECTORS], most = V_SET1F(0.0f), poison = most, squares[HALVES];
+        memset(squares, 0, sizeof squares);
+        UNROLL for (int i = 0; i < VECTORS; i++) {
             v[i] = load_f(src + i * LANES);
             most = V_MAX(V_ABS(v[i]), most);
             poison = V_FMA(v[i], V_SET1F(0.0f), poison);
+            squares[i % HALVES] = V_FMA(v[i], v[i], squares[i % HALVES]);
         }
         float lane_max[LANES], lane_poison[LANES], max = 0, bad = 0;
         memcpy(lane_max, &most, sizeof most);
@@ -394,26 +131,27 @@ static void quantize(const activations *a, size_t c, const float *x, size_t b0, 
             max = lane_max[i] > max ? lane_max[i] : max;
             bad += lane_poison[i];
         }
-        bool zero = max < 1e-30f || bad != 0;
-        float scale = max < 1e-30f ? 0.0f : max / limit;
-        vf inverse = V_SET1F(zero ? 0.0f : limit / max), top = V_SET1F(limit);
-        vi sums = {0};
-        int16_t *q = a->q + at * BLOCK;
-        UNROLL for (int i = 0; i < BLOCK / LANES; i++) {
+        bool zero = max < 1e-30f, wide = !(max * max <= narrow * (fold(squares) / BLOCK));
+        float limit = wide ? WIDE : NARROW;
+        float scale = zero ? 0.0f : max / limit;
+        vf inverse = V_SET1F(zero || bad != 0 ? 0.0f : limit / max), top = V_SET1F(limit);
+        vi sums[2] = {{0}};
+        UNROLL for (int i = 0; i < VECTORS; i++) {
             vf r = v[i] * inverse;
             r = select_f(r > top, top, r);
             r = select_f(r < -top, -top, r);
             vi n = bad == 0 ? V_ROUND(r) : V_SET1I(0);
-            sums += n;
-            typedef int16_t vh __attribute__((vector_size(2 * LANES)));
-            vh h = __builtin_convertvector(n, vh);
-            memcpy(q + i * LANES, &h, sizeof h);
+            sums[i * LANES / 16] += n;
+            store_quantized(a->q + at * BLOCK, i * LANES, n);
         }
-        int32_t sum = 0;
-        for (int i = 0; i < LANES; i++)
-            sum += sums[i];
+        int32_t *sum = a->sum + 2 * at;
+        sum[0] = sum[1] = 0;
+        for (int h = 0; h < 2; h++)
+            for (int i = 0; i < LANES; i++)
+                sum[h] += sums[h][i];
+        a->wide[at] = wide;
         a->scale[at] = scale + bad;
-        a->scaled_sum[at] = a->scale[at] * (float)sum;
+        a->scaled_sum[at] = a->scale[at] * (float)(sum[0] + sum[1]);
     }
 }
 
@@ -736,22 +474,3 @@ static void attend(kv_kind kind, const kv_view *page, int head_dim, const attend
         break;
     }
 }
-
-const kernels TABLE = {
-    .name = NAME,
-    .gemm = gemm,
-    .quantize = quantize,
-    .rms_norm = rms_norm,
-    .layer_norm = layer_norm,
-    .silu_mul = silu_mul,
-    .gelu = gelu,
-    .to_f16 = to_f16,
-    .exp_shifted = exp_shifted,
-    .add_rows = add_rows,
-    .add_outer = add_outer,
-    .l2_norm = l2_norm,
-    .sigmoid_mul = sigmoid_mul,
-    .short_conv = short_conv,
-    .delta_step = delta_step,
-    .attend = attend,
-};
