@@ -11,6 +11,8 @@ typedef int32_t vi __attribute__((vector_size(64)));
 
 #define LANES 16
 #define QUERIES 4
+#define STRIPS 2
+#define FLOAT_COLUMNS 8
 #define TABLE kernels_avx512
 #define NAME "avx512"
 #define V_SET1F(x) ((vf)_mm512_set1_ps(x))
@@ -21,6 +23,11 @@ typedef int32_t vi __attribute__((vector_size(64)));
 #define V_F16(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p))))
 #define V_STORE_F16(p, v)                                                                          \
     _mm256_storeu_si256((__m256i *)(p), _mm512_cvtps_ph((__m512)(v), _MM_FROUND_TO_NEAREST_INT))
+#define V_MAXI(a, b) ((vi)_mm512_max_epi32((__m512i)(a), (__m512i)(b)))
+#define V_TOP(a) _mm512_reduce_max_epi32((__m512i)(a))
+#define V_TOTAL(a) _mm512_reduce_add_epi32((__m512i)(a))
+#define V_U8(p) ((vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p))))
+#define V_S8(p) ((vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p))))
 #define V_ROUND(a) ((vi)_mm512_cvtps_epi32((__m512)(a)))
 
 #include "vector.h"
@@ -34,64 +41,65 @@ INLINE void store_quantized(int16_t *q, int i, vi n) {
     _mm_storeu_si128((__m128i *)((int8_t *)q + BLOCK + i), _mm512_cvtepi32_epi8((__m512i)high));
 }
 
-/* acc + sum over columns 4 from .. 4 to - 1 of weights times one plane of activations. */
-#define DOT(acc, words, plane, g)                                                                  \
-    ((vi)_mm512_dpbusd_epi32((__m512i)(acc), (__m512i)(words)[g],                                  \
-                             _mm512_set1_epi32(four(plane, g))))
-
-INLINE int32_t four(const int8_t *plane, int g) {
+/* Four columns of a plane, in every lane. */
+INLINE __m512i four(const int8_t *plane, int g) {
     int32_t v;
     memcpy(&v, plane + 4 * g, sizeof v);
-    return v;
+    return _mm512_set1_epi32(v);
 }
 
-/* Groups [from, to) of four columns of `n` (a constant) columns of x, plus -2^offset sum: exact. */
-INLINE void dot_planes(const block *w, const activations *x, size_t at, int n, int from, int to,
-                       int offset, int half, bool wide, vi *out) {
-    vi low[4], high[4];
+/* out[s][c] += groups [from, to) of four columns of block s times one plane of column c. */
+INLINE void add_plane(const block *w, int strips, const int8_t *plane, int n, int from, int to,
+                      vi (*out)[4]) {
+    UNROLL for (int g = from; g < to; g++) UNROLL for (int c = 0; c < n; c++) {
+        __m512i x = four(plane + c * 2 * BLOCK, g);
+        UNROLL for (int s = 0; s < strips; s++) out[s][c] =
+            (vi)_mm512_dpbusd_epi32((__m512i)out[s][c], (__m512i)w[s].words[g], x);
+    }
+}
+
+/* The exact sums of groups [from, to), which are half `half` of the block or (-1) all of it, of `n`
+ * columns: 256 high + low - 2^offset sum. */
+INLINE void dot_planes(dtype type, const block *w, int strips, const activations *x, size_t at,
+                       int n, int half, bool wide, vi (*out)[4]) {
     const int8_t *q = (const int8_t *)(x->q + at * BLOCK);
+    int from = half == 1 ? 4 : 0, to = half == 0 ? 4 : 8, offset = offset_of(type);
+    UNROLL for (int s = 0; s < strips; s++) UNROLL for (int c = 0; c < n; c++) out[s][c] =
+        V_SET1I(0);
+    if (wide) add_plane(w, strips, q + BLOCK, n, from, to, out);
     UNROLL for (int c = 0; c < n; c++) {
         const int32_t *sum = x->sum + 2 * (at + c);
-        int32_t s = half < 0 ? sum[0] + sum[1] : sum[half];
-        low[c] = offset < 0 ? V_SET1I(0) : V_SET1I(-(s * (1 << offset)));
-        high[c] = V_SET1I(0);
+        vi less =
+            V_SET1I(offset < 0 ? 0 : (half < 0 ? sum[0] + sum[1] : sum[half]) * (1 << offset));
+        UNROLL for (int s = 0; s < strips; s++) out[s][c] =
+            (wide ? out[s][c] << 8 : out[s][c]) - less;
     }
-    UNROLL for (int g = from; g < to; g++) UNROLL for (int c = 0; c < n; c++) low[c] =
-        DOT(low[c], w->words, q + c * 2 * BLOCK, g);
-    if (wide)
-        UNROLL for (int g = from; g < to; g++) UNROLL for (int c = 0; c < n; c++) high[c] =
-            DOT(high[c], w->words, q + c * 2 * BLOCK + BLOCK, g);
-    UNROLL for (int c = 0; c < n; c++) out[c] = wide ? low[c] + (high[c] << 8) : low[c];
+    add_plane(w, strips, q, n, from, to, out);
 }
 
-INLINE void add_columns(dtype type, const block *w, const activations *x, size_t at, int n,
-                        bool wide, vf *acc) {
-    vi low[4], high[4];
-    int offset = offset_of(type);
-    if (type == DTYPE_Q6_K) {
-        dot_planes(w, x, at, n, 0, 4, offset, 0, wide, low);
-        dot_planes(w, x, at, n, 4, 8, offset, 1, wide, high);
-    } else {
-        dot_planes(w, x, at, n, 0, 8, offset, -1, wide, low);
-    }
-    UNROLL for (int c = 0; c < n; c++) acc[c * HALVES] =
-        add_sums(type, w, x, at + c, low[c], high[c], acc[c * HALVES]);
+INLINE void add_columns(dtype type, const block *w, int strips, const activations *x, size_t at,
+                        int n, bool wide, size_t c, vf (*acc)[TILE * HALVES]) {
+    vi low[STRIPS][4], high[STRIPS][4];
+    dot_planes(type, w, strips, x, at, n, type == DTYPE_Q6_K ? 0 : -1, wide, low);
+    if (type == DTYPE_Q6_K) dot_planes(type, w, strips, x, at, n, 1, wide, high);
+    UNROLL for (int s = 0; s < strips; s++) UNROLL for (int i = 0; i < n; i++) acc[s][c + i] =
+        add_sums(type, &w[s], x, at + i, low[s][i], high[s][i], acc[s][c + i]);
 }
 
-INLINE void add_quantized(dtype type, const block *w, const activations *x, size_t at, size_t n,
-                          vf *acc) {
+INLINE void add_quantized(dtype type, const block *w, int strips, const activations *x, size_t at,
+                          size_t n, vf (*acc)[TILE * HALVES]) {
     size_t c = 0;
     for (; c + 4 <= n; c += 4) {
         uint32_t wide;
         memcpy(&wide, x->wide + at + c, sizeof wide);
         if (wide)
-            add_columns(type, w, x, at + c, 4, true, acc + c);
+            add_columns(type, w, strips, x, at + c, 4, true, c, acc);
         else
-            add_columns(type, w, x, at + c, 4, false, acc + c);
+            add_columns(type, w, strips, x, at + c, 4, false, c, acc);
     }
     for (; c < n; c++)
         if (x->wide[at + c])
-            add_columns(type, w, x, at + c, 1, true, acc + c);
+            add_columns(type, w, strips, x, at + c, 1, true, c, acc);
         else
-            add_columns(type, w, x, at + c, 1, false, acc + c);
+            add_columns(type, w, strips, x, at + c, 1, false, c, acc);
 }

@@ -110,7 +110,7 @@ uint64_t forward_activation_bytes(const linnet_model *m, size_t rows) {
 /* What the products' matrices want to read, for row c from `src`, blocks [b0, b1). */
 static void quantize_row_blocks(pass *p, const activations *a, size_t c, const float *src,
                                 size_t b0, size_t b1) {
-    p->k->quantize(a, c, src, b0, b1, p->m->act == LINNET_ACT_Q8 ? INFINITY : 0);
+    p->k->quantize(a, c, src, b0, b1, p->m->act == LINNET_ACT_Q8);
 }
 
 static activations input_for(const pass *p, size_t n_rows, size_t cols, const product *products,

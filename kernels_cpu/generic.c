@@ -17,10 +17,12 @@ static float fold(const float *lanes) {
 }
 
 static float dot_f32(const lane_block *w, const float *x) {
-    float t = 0;
-    for (int k = 0; k < BLOCK; k++)
-        t = fmaf(w->f[k], x[k], t);
-    return t;
+    float even = 0, odd = 0;
+    for (int k = 0; k < BLOCK; k += 2) {
+        even = fmaf(w->f[k], x[k], even);
+        odd = fmaf(w->f[k + 1], x[k + 1], odd);
+    }
+    return even + odd;
 }
 
 static int32_t dot_i16(const int16_t *w, const int16_t *x, int n) {
@@ -71,7 +73,8 @@ static void gemm(const matrix *w, size_t p0, size_t p1, const activations *x, fl
 }
 
 static void quantize(const activations *a, size_t c, const float *x, size_t b0, size_t b1,
-                     float narrow) {
+                     bool narrow) {
+    const float limit = narrow ? NARROW : WIDE;
     for (size_t b = b0; b < b1; b++) {
         size_t at = b * a->n + c;
         float v[BLOCK] = {0};
@@ -79,15 +82,12 @@ static void quantize(const activations *a, size_t c, const float *x, size_t b0, 
         if (a->f) memcpy(a->f + at * BLOCK, v, sizeof v);
         if (!a->q) continue;
         float max = 0, poison = 0; /* poison: NaN if any value is NaN or infinite, else 0 */
-        float squares[16] = {0};
         for (int k = 0; k < BLOCK; k++) {
             float m = fabsf(v[k]);
             max = m > max ? m : max;
             poison = fmaf(v[k], 0.0f, poison);
-            squares[k % 16] = fmaf(v[k], v[k], squares[k % 16]);
         }
-        bool zero = max < 1e-30f, wide = !(max * max <= narrow * (fold(squares) / BLOCK));
-        float limit = wide ? WIDE : NARROW;
+        bool zero = max < 1e-30f || poison != 0;
         float scale = zero ? 0.0f : max / limit, inverse = zero ? 0.0f : limit / max;
         int32_t *sum = a->sum + 2 * at;
         sum[0] = sum[1] = 0;
@@ -99,7 +99,7 @@ static void quantize(const activations *a, size_t c, const float *x, size_t b0, 
             a->q[at * BLOCK + k] = i;
             sum[k / 16] += i;
         }
-        a->wide[at] = wide;
+        a->wide[at] = !narrow;
         a->scale[at] = scale + poison;
         a->scaled_sum[at] = a->scale[at] * (float)(sum[0] + sum[1]);
     }

@@ -14,7 +14,8 @@
  * "lane r" the part that belongs to row r of the panel, a block of 32 columns is
  *
  *   f32          [32 columns][16 lanes] float
- *   f16, bf16    [32][16] uint16
+ *   f16          [32][16] uint16
+ *   bf16         [16][16][2] uint16: two neighbouring columns of a row
  *   q8_0         d [16] f16; [8][16] uint32: bytes of a word are columns 4j..4j+3, plus 128
  *   q4_0         d [16] f16; nibbles
  *   q4_1         d [16] f16; m [16] f16; nibbles
@@ -101,11 +102,10 @@ typedef struct {
     /* y[c * ldy + r] = (ADD: y +) sum_k W[r,k] x[c,k] + bias[r] for rows of panels [p0, p1). */
     void (*gemm)(const matrix *w, size_t p0, size_t p1, const activations *x, float *y, size_t ldy,
                  gemm_mode mode);
-    /* Row c of `a` from x [cols], blocks [b0, b1), to f and q as far as they are there. A block is
-     * narrow where its largest square is at most `narrow` times its mean square: 0 makes all wide,
-     * INFINITY all narrow. Columns past a->cols are zero. */
+    /* Row c of `a` from x [cols], blocks [b0, b1), to f and q as far as they are there. Columns
+     * past a->cols are zero. */
     void (*quantize)(const activations *a, size_t c, const float *x, size_t b0, size_t b1,
-                     float narrow);
+                     bool narrow);
     /* out = x / sqrt(mean(x^2) + eps) * w; sums in double, 16 interleaved partial sums. */
     void (*rms_norm)(float *out, const float *x, const float *w, size_t n, float eps);
     /* out = (x - mean) / sqrt(var + eps) * w + b (b may be NULL). */

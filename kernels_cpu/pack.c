@@ -169,9 +169,12 @@ void pack_panel(dtype type, const void *src, size_t stride, size_t rows, size_t 
         if (type == DTYPE_F32) {
             for (size_t k = 0; k < cols; k++)
                 memcpy(out + (k * PANEL + r) * 4, s + 4 * k, 4);
-        } else if (type == DTYPE_F16 || type == DTYPE_BF16) {
+        } else if (type == DTYPE_F16) {
             for (size_t k = 0; k < cols; k++)
                 memcpy(out + (k * PANEL + r) * 2, s + 2 * k, 2);
+        } else if (type == DTYPE_BF16) {
+            for (size_t k = 0; k < cols; k++)
+                memcpy(out + (k / 2 * PANEL + r) * 4 + k % 2 * 2, s + 2 * k, 2);
         } else {
             const dtype_info *info = dtype_get(type);
             size_t unit = packed_block_bytes(type);
@@ -223,7 +226,7 @@ void packed_lane(dtype type, const uint8_t *panel, size_t block, size_t lane, la
     case DTYPE_BF16:
         for (int k = 0; k < 32; k++) {
             uint16_t h;
-            memcpy(&h, body + (k * PANEL + lane) * 2, 2);
+            memcpy(&h, body + (k / 2 * PANEL + lane) * 4 + k % 2 * 2, 2);
             out->f[k] = bf16_to_f32(h);
         }
         return;

@@ -10,11 +10,32 @@
  */
 
 /* One block of 32 columns of LANES rows: byte i of words[g] is column 4g + i, unsigned; a weight is
- * d (byte - offset_of) + m. */
+ * d (byte - 2^offset_of) + m. */
 typedef struct {
     vi words[BLOCK / 4];
     vf d[2], m;
 } block;
+
+/* Six-bit scales and minima of the 8 blocks of a q4_K or q5_K unit, a byte for each row. */
+typedef struct {
+    uint8_t scale[8][PANEL], min[8][PANEL];
+} k_scales;
+
+/* Four rows of ggml's 12 bytes at a time: 0-3 have scales and the high bits of scales 4-7, 4-7 the
+ * same of minima, 8-11 the low bits of both. */
+INLINE void unpack_scales(const uint8_t *bytes, k_scales *out) {
+    const vi low6 = V_SET1I(0x3f3f3f3f), low4 = V_SET1I(0x0f0f0f0f), low2 = V_SET1I(0x03030303);
+    UNROLL for (size_t i = 0; i < 4 * PANEL / sizeof(vi); i++) {
+        vi s = load_i(bytes + i * sizeof(vi)), m = load_i(bytes + 4 * PANEL + i * sizeof(vi));
+        vi both = load_i(bytes + 8 * PANEL + i * sizeof(vi));
+        vi scale[2] = {s & low6, (both & low4) | ((s >> 6) & low2) << 4};
+        vi min[2] = {m & low6, ((both >> 4) & low4) | ((m >> 6) & low2) << 4};
+        for (int h = 0; h < 2; h++) {
+            memcpy(out->scale[4 * h] + i * sizeof(vi), &scale[h], sizeof(vi));
+            memcpy(out->min[4 * h] + i * sizeof(vi), &min[h], sizeof(vi));
+        }
+    }
+}
 
 INLINE void unpack_nibbles(const uint8_t *nibbles, int half, vi *words) {
     const vi mask = V_SET1I(0x0f0f0f0f);
@@ -36,16 +57,12 @@ INLINE vf scale_f16(const uint8_t *p, int half) {
     return V_F16((const uint16_t *)p + half * LANES);
 }
 
-/* LANES bytes at p as int32. */
-INLINE vi widen(const uint8_t *p) {
-    typedef uint8_t vb __attribute__((vector_size(LANES)));
-    vb v;
-    memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, vi);
+INLINE bool is_k_type(dtype type) {
+    return type == DTYPE_Q4_K || type == DTYPE_Q5_K || type == DTYPE_Q6_K;
 }
 
 /* Block j of a unit of a quantized type (j = 0 but for the K types); `type` is a constant. */
-INLINE void unpack(dtype type, const uint8_t *u, int j, int half, block *o) {
+INLINE void unpack(dtype type, const uint8_t *u, const k_scales *k, int j, int half, block *o) {
     o->d[0] = scale_f16(u, half);
     switch (type) {
     case DTYPE_Q8_0:
@@ -70,28 +87,18 @@ INLINE void unpack(dtype type, const uint8_t *u, int j, int half, block *o) {
         break;
     case DTYPE_Q4_K:
     case DTYPE_Q5_K: {
-        const uint8_t *s = u + 64 + half * LANES;
         const uint8_t *body = u + 256 + j * (type == DTYPE_Q4_K ? 256 : 320);
-        vi scale, min;
-        if (j < 4) {
-            scale = widen(s + j * PANEL) & 63;
-            min = widen(s + (j + 4) * PANEL) & 63;
-        } else {
-            scale = (widen(s + (j + 4) * PANEL) & 15) | (widen(s + (j - 4) * PANEL) >> 6) << 4;
-            min = widen(s + (j + 4) * PANEL) >> 4 | (widen(s + j * PANEL) >> 6) << 4;
-        }
-        o->d[0] = o->d[0] * to_float(scale);
-        o->m = -(scale_f16(u + 32, half) * to_float(min));
+        o->d[0] = o->d[0] * to_float(V_U8(k->scale[j] + half * LANES));
+        o->m = -(scale_f16(u + 32, half) * to_float(V_U8(k->min[j] + half * LANES)));
         unpack_nibbles(body, half, o->words);
         if (type == DTYPE_Q5_K) add_high_bits(body + 256, half, o->words);
         break;
     }
     case DTYPE_Q6_K: {
-        const int8_t *s = (const int8_t *)u + 32 + 2 * j * PANEL + half * LANES;
-        const uint8_t *body = u + 288 + j * 384;
+        const uint8_t *s = u + 32 + 2 * j * PANEL + half * LANES, *body = u + 288 + j * 384;
         vf d = o->d[0];
-        o->d[0] = d * bytes_to_float(s);
-        o->d[1] = d * bytes_to_float(s + PANEL);
+        o->d[0] = d * to_float(V_S8(s));
+        o->d[1] = d * to_float(V_S8(s + PANEL));
         unpack_nibbles(body, half, o->words);
         UNROLL for (int g = 0; g < BLOCK / 4; g++) {
             vi v = load_i(body + 256 + g / 4 * PANEL * 4 + half * sizeof(vi));
@@ -118,22 +125,24 @@ INLINE int offset_of(dtype type) {
                                 : -1;
 }
 
-/* The block's weights as float32, column by column. */
-INLINE void to_f32(dtype type, const block *w, vf *f) {
-    const vi offset = V_SET1I(offset_of(type) < 0 ? 0 : 1 << offset_of(type));
-    UNROLL for (int k = 0; k < BLOCK; k++) {
+/* Column k of a block as float32; `w` of quantized types, `u` of float types. */
+INLINE vf weight_column(dtype type, const block *w, const uint8_t *u, int half, int k) {
+    size_t at = k * PANEL + half * LANES;
+    switch (type) {
+    case DTYPE_F32:
+        return load_f(u + 4 * at);
+    case DTYPE_F16:
+        return V_F16((const uint16_t *)u + at);
+    case DTYPE_BF16: { /* pairs of columns, the even one low */
+        vi v = load_i(u + k / 2 * PANEL * 4 + half * sizeof(vi));
+        return (vf)(k % 2 ? v & V_SET1I((int32_t)0xffff0000) : v << 16);
+    }
+    default: {
+        const vi offset = V_SET1I(offset_of(type) < 0 ? 0 : 1 << offset_of(type));
         vi q = ((w->words[k / 4] >> (8 * (k % 4))) & V_SET1I(255)) - offset;
         vf v = w->d[type == DTYPE_Q6_K ? k / 16 : 0] * to_float(q);
-        f[k] = has_min(type) ? v + w->m : v;
+        return has_min(type) ? v + w->m : v;
     }
-}
-
-INLINE void float_block(dtype type, const uint8_t *u, int half, vf *f) {
-    UNROLL for (int k = 0; k < BLOCK; k++) {
-        size_t at = k * PANEL + half * LANES;
-        f[k] = type == DTYPE_F32   ? load_f(u + 4 * at)
-               : type == DTYPE_F16 ? V_F16((const uint16_t *)u + at)
-                                   : bf16_to_float(u + 2 * at);
     }
 }
 
@@ -152,44 +161,72 @@ INLINE vf add_sums(dtype type, const block *w, const activations *x, size_t at, 
     return has_min(type) ? V_FMA(w->m, V_SET1F(x->scaled_sum[at]), acc) : acc;
 }
 
-/* acc += sum over the block's columns, for `n` (a constant) columns of x at x0, x0+32, ... */
-INLINE void add_f32(const vf *f, const float *x0, int n, vf *acc) {
-    vf t[4];
-    UNROLL for (int c = 0; c < n; c++) t[c] = V_SET1F(0.0f);
-    UNROLL for (int k = 0; k < BLOCK; k++) UNROLL for (int c = 0; c < n; c++) t[c] =
-        V_FMA(f[k], V_SET1F(x0[c * BLOCK + k]), t[c]);
-    UNROLL for (int c = 0; c < n; c++) acc[c * HALVES] += t[c];
+/* acc[c] += the block times column c of x, `n` (a constant) columns from `x0` on, the block's
+ * columns from `f` or, where that is NULL, as they are unpacked. Even and odd terms in two sums. */
+INLINE void add_f32(dtype type, const block *w, const uint8_t *u, int half, const float *f,
+                    const float *x0, int n, vf *acc) {
+    vf even[FLOAT_COLUMNS], odd[FLOAT_COLUMNS];
+    UNROLL for (int c = 0; c < n; c++) even[c] = odd[c] = V_SET1F(0.0f);
+    UNROLL for (int k = 0; k < BLOCK; k += 2) {
+        vf a = f ? load_f(f + k * LANES) : weight_column(type, w, u, half, k);
+        vf b = f ? load_f(f + (k + 1) * LANES) : weight_column(type, w, u, half, k + 1);
+        UNROLL for (int c = 0; c < n; c++) {
+            even[c] = V_FMA(a, V_SET1F(x0[c * BLOCK + k]), even[c]);
+            odd[c] = V_FMA(b, V_SET1F(x0[c * BLOCK + k + 1]), odd[c]);
+        }
+    }
+    UNROLL for (int c = 0; c < n; c++) acc[c * HALVES] += even[c] + odd[c];
 }
 
-INLINE void add_quantized(dtype type, const block *w, const activations *x, size_t at, size_t n,
-                          vf *acc);
+/* A block of weights times `n` columns in float32; with many columns it is unpacked once. */
+INLINE void add_exact(dtype type, const block *w, const uint8_t *u, int half, const float *x,
+                      size_t n, vf *acc) {
+    float unpacked[BLOCK * LANES];
+    const float *f = NULL;
+    if (n > FLOAT_COLUMNS) {
+        f = unpacked;
+        UNROLL for (int k = 0; k < BLOCK; k++)
+            store_f(unpacked + k * LANES, weight_column(type, w, u, half, k));
+    }
+    size_t c = 0;
+    for (; c + FLOAT_COLUMNS <= n; c += FLOAT_COLUMNS)
+        add_f32(type, w, u, half, f, x + c * BLOCK, FLOAT_COLUMNS, acc + c * HALVES);
+    for (; c + 4 <= n; c += 4)
+        add_f32(type, w, u, half, f, x + c * BLOCK, 4, acc + c * HALVES);
+    for (; c + 2 <= n; c += 2)
+        add_f32(type, w, u, half, f, x + c * BLOCK, 2, acc + c * HALVES);
+    if (c < n) add_f32(type, w, u, half, f, x + c * BLOCK, 1, acc + c * HALVES);
+}
 
-/* One tile of up to 32 columns of one panel; acc [tile][HALVES]. */
-INLINE void gemm_tile(dtype type, bool exact, const uint8_t *panel, size_t blocks,
-                      const activations *x, size_t c0, size_t tile, vf *acc) {
-    bool k_type = type == DTYPE_Q4_K || type == DTYPE_Q5_K || type == DTYPE_Q6_K;
-    size_t unit = packed_block_bytes(type);
+/* acc[s][c] += block s times column at + c of x, for `strips` (a constant) blocks and `n` columns.
+ */
+INLINE void add_quantized(dtype type, const block *w, int strips, const activations *x, size_t at,
+                          size_t n, vf (*acc)[TILE * HALVES]);
+
+/* One tile of up to 32 columns of `strips` (a constant) panels from `panel` on. */
+INLINE void gemm_tile(dtype type, bool exact, const matrix *w, const uint8_t *panel, int strips,
+                      const activations *x, size_t c0, size_t tile, vf (*acc)[TILE * HALVES]) {
+    size_t unit = packed_block_bytes(type), blocks = (w->cols + BLOCK - 1) / BLOCK;
+    k_scales scales[STRIPS];
     for (size_t b = 0; b < blocks; b++) {
-        const uint8_t *u = panel + (k_type ? b / 8 : b) * unit;
+        const uint8_t *u = panel + (is_k_type(type) ? b / 8 : b) * unit;
+        int j = is_k_type(type) ? (int)(b % 8) : 0;
         size_t at = b * x->n + c0;
-        for (int half = 0; half < HALVES; half++) {
-            block w;
-            if (!is_float_type(type)) unpack(type, u, k_type ? (int)(b % 8) : 0, half, &w);
-            if (!exact) {
-                add_quantized(type, &w, x, at, tile, acc + half);
-                continue;
-            }
-            vf f[BLOCK];
-            if (is_float_type(type))
-                float_block(type, u, half, f);
+        if ((type == DTYPE_Q4_K || type == DTYPE_Q5_K) && !j)
+            UNROLL for (int s = 0; s < strips; s++)
+                unpack_scales(u + s * w->panel_bytes + 64, &scales[s]);
+        UNROLL for (int half = 0; half < HALVES; half++) {
+            block blocks_of[STRIPS];
+            if (!is_float_type(type))
+                UNROLL for (int s = 0; s < strips; s++)
+                    unpack(type, u + s * w->panel_bytes, &scales[s], j, half, &blocks_of[s]);
+            if (!exact)
+                add_quantized(type, blocks_of, strips, x, at, tile,
+                              (vf(*)[TILE * HALVES])(acc[0] + half));
             else
-                to_f32(type, &w, f);
-            const float *columns = x->f + at * BLOCK;
-            size_t c = 0;
-            for (; c + 4 <= tile; c += 4)
-                add_f32(f, columns + c * BLOCK, 4, acc + c * HALVES + half);
-            for (; c < tile; c++)
-                add_f32(f, columns + c * BLOCK, 1, acc + c * HALVES + half);
+                UNROLL for (int s = 0; s < strips; s++)
+                    add_exact(type, &blocks_of[s], u + s * w->panel_bytes, half, x->f + at * BLOCK,
+                              tile, acc[s] + half);
         }
     }
 }
@@ -213,20 +250,27 @@ INLINE void finish(const matrix *w, size_t r0, const vf *acc, float *y, gemm_mod
     }
 }
 
+INLINE void gemm_panels(dtype type, bool exact, const matrix *w, size_t p, int strips,
+                        const activations *x, float *y, size_t ldy, gemm_mode mode) {
+    vf acc[STRIPS][TILE * HALVES];
+    for (size_t c0 = 0; c0 < x->n; c0 += TILE) {
+        size_t tile = min_size(TILE, x->n - c0);
+        for (int s = 0; s < strips; s++)
+            memset(acc[s], 0, tile * HALVES * sizeof(vf));
+        gemm_tile(type, exact, w, w->data + p * w->panel_bytes, strips, x, c0, tile, acc);
+        for (int s = 0; s < strips; s++)
+            for (size_t c = 0; c < tile; c++)
+                finish(w, (p + s) * PANEL, acc[s] + c * HALVES, y + (c0 + c) * ldy, mode);
+    }
+}
+
 INLINE void gemm_of(dtype type, bool exact, const matrix *w, size_t p0, size_t p1,
                     const activations *x, float *y, size_t ldy, gemm_mode mode) {
-    size_t blocks = (w->cols + BLOCK - 1) / BLOCK;
-    for (size_t p = p0; p < p1; p++) {
-        const uint8_t *panel = w->data + p * w->panel_bytes;
-        for (size_t c0 = 0; c0 < x->n; c0 += TILE) {
-            size_t tile = min_size(TILE, x->n - c0);
-            vf acc[TILE * HALVES];
-            memset(acc, 0, tile * HALVES * sizeof(vf));
-            gemm_tile(type, exact, panel, blocks, x, c0, tile, acc);
-            for (size_t c = 0; c < tile; c++)
-                finish(w, p * PANEL, acc + c * HALVES, y + (c0 + c) * ldy, mode);
-        }
-    }
+    size_t p = p0;
+    for (; p + STRIPS <= p1; p += STRIPS)
+        gemm_panels(type, exact, w, p, STRIPS, x, y, ldy, mode);
+    for (; p < p1; p++)
+        gemm_panels(type, exact, w, p, 1, x, y, ldy, mode);
 }
 
 static void gemm(const matrix *w, size_t p0, size_t p1, const activations *x, float *y, size_t ldy,

@@ -5,6 +5,10 @@
  *   V_FMA V_MAX        a*b+c with one rounding; max(a, b) that gives b if either is NaN
  *   V_F16(p)           LANES float16 to float;  V_STORE_F16(p, v) back, nearest even
  *   V_ROUND(v)         to int32, nearest even;  V_ABS as named
+ *   V_U8(p) V_S8(p)    LANES bytes to int32
+ *   V_MAXI V_TOP V_TOTAL   the same of int32; the largest and the sum of a vector's lanes
+ *   STRIPS             panels whose products share the activations in registers
+ *   FLOAT_COLUMNS      columns of a float32 product that fit the registers, with two sums each
  *   QUERIES            queries of one attention tile that fit the registers
  *   TABLE, NAME        the kernels this file provides
  *
@@ -52,13 +56,6 @@ INLINE vf bytes_to_float(const int8_t *p) {
     return __builtin_convertvector(v, vf);
 }
 
-INLINE vf bf16_to_float(const void *p) {
-    typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
-    vh v;
-    memcpy(&v, p, sizeof v);
-    return (vf)(__builtin_convertvector(v, vi) << 16);
-}
-
 INLINE vf exp_v(vf x) {
     const vf magic = V_SET1F(12582912.0f);
     vi low = x < V_SET1F(-87.0f);
@@ -104,8 +101,10 @@ INLINE void tail(const float *x, size_t n, float *out) {
 INLINE void store_quantized(int16_t *q, int i, vi n);
 
 static void quantize(const activations *a, size_t c, const float *x, size_t b0, size_t b1,
-                     float narrow) {
-    enum { VECTORS = BLOCK / LANES };
+                     bool narrow) {
+    enum { VECTORS = BLOCK / LANES, INFINITE = 0x7f800000 };
+    const float limit = narrow ? NARROW : WIDE;
+    const vf top = V_SET1F(limit);
     for (size_t b = b0; b < b1; b++) {
         size_t at = b * a->n + c;
         float padded[BLOCK] = {0};
@@ -116,41 +115,30 @@ static void quantize(const activations *a, size_t c, const float *x, size_t b0, 
         }
         if (a->f) memcpy(a->f + at * BLOCK, src, BLOCK * sizeof(float));
         if (!a->q) continue;
-        vf v[VECTORS], most = V_SET1F(0.0f), poison = most, squares[HALVES];
-        memset(squares, 0, sizeof squares);
+        vf v[VECTORS];
+        vi most = V_SET1I(0); /* as bits: their order is that of the absolute values, NaN largest */
         UNROLL for (int i = 0; i < VECTORS; i++) {
             v[i] = load_f(src + i * LANES);
-            most = V_MAX(V_ABS(v[i]), most);
-            poison = V_FMA(v[i], V_SET1F(0.0f), poison);
-            squares[i % HALVES] = V_FMA(v[i], v[i], squares[i % HALVES]);
+            most = V_MAXI((vi)V_ABS(v[i]), most);
         }
-        float lane_max[LANES], lane_poison[LANES], max = 0, bad = 0;
-        memcpy(lane_max, &most, sizeof most);
-        memcpy(lane_poison, &poison, sizeof poison);
-        for (int i = 0; i < LANES; i++) {
-            max = lane_max[i] > max ? lane_max[i] : max;
-            bad += lane_poison[i];
-        }
-        bool zero = max < 1e-30f, wide = !(max * max <= narrow * (fold(squares) / BLOCK));
-        float limit = wide ? WIDE : NARROW;
-        float scale = zero ? 0.0f : max / limit;
-        vf inverse = V_SET1F(zero || bad != 0 ? 0.0f : limit / max), top = V_SET1F(limit);
+        int32_t bits = V_TOP(most);
+        float max, bad = bits >= INFINITE ? NAN : 0.0f;
+        memcpy(&max, &bits, sizeof max);
+        bool zero = max < 1e-30f || bits >= INFINITE;
+        vf inverse = V_SET1F(zero ? 0.0f : limit / max);
         vi sums[2] = {{0}};
         UNROLL for (int i = 0; i < VECTORS; i++) {
             vf r = v[i] * inverse;
             r = select_f(r > top, top, r);
             r = select_f(r < -top, -top, r);
-            vi n = bad == 0 ? V_ROUND(r) : V_SET1I(0);
+            vi n = bits < INFINITE ? V_ROUND(r) : V_SET1I(0);
             sums[i * LANES / 16] += n;
             store_quantized(a->q + at * BLOCK, i * LANES, n);
         }
         int32_t *sum = a->sum + 2 * at;
-        sum[0] = sum[1] = 0;
-        for (int h = 0; h < 2; h++)
-            for (int i = 0; i < LANES; i++)
-                sum[h] += sums[h][i];
-        a->wide[at] = wide;
-        a->scale[at] = scale + bad;
+        sum[0] = V_TOTAL(sums[0]), sum[1] = V_TOTAL(sums[1]);
+        a->wide[at] = !narrow;
+        a->scale[at] = (zero ? 0.0f : max / limit) + bad;
         a->scaled_sum[at] = a->scale[at] * (float)(sum[0] + sum[1]);
     }
 }

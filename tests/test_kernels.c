@@ -115,10 +115,13 @@ static void free_activations(activations *a) {
     free(a->wide);
 }
 
-/* `narrow` as for kernels.quantize: 0 makes all blocks wide, INFINITY narrow, 4 some of each. */
-static void fill(const kernels *k, activations *a, const float *x, float narrow) {
+typedef enum { ALL_WIDE, ALL_NARROW, MIXED, FLOATS } precision;
+
+static void fill(const kernels *k, activations *a, const float *x, precision how) {
     for (size_t c = 0; c < a->n; c++)
-        k->quantize(a, c, x + c * a->cols, 0, round_up(a->cols, BLOCK) / BLOCK, narrow);
+        for (size_t b = 0; b < round_up(a->cols, BLOCK) / BLOCK; b++)
+            k->quantize(a, c, x + c * a->cols, b, b + 1,
+                        how == ALL_NARROW || (how == MIXED && (b * 5 + c * 3) % 7 < 3));
 }
 
 static const size_t row_counts[] = {1, 15, 16, 17, 40}, column_counts[] = {32, 96, 256, 512};
@@ -152,15 +155,14 @@ static float *product(const kernels *k, const weights *w, const activations *a, 
     return y;
 }
 
-/* `narrow` < 0: activations in float32. */
-static void check_product(dtype type, size_t rows, size_t cols, size_t n, float narrow) {
-    bool quantized = narrow >= 0;
+static void check_product(dtype type, size_t rows, size_t cols, size_t n, precision how) {
+    bool quantized = how != FLOATS;
     weights w = make_weights(type, rows, cols);
     float *x = noises(n * cols, 3), *start = noises(n * rows, 1), *bias = noises(rows, 1);
     gemm_mode mode = n % 2 ? GEMM_ADD : GEMM_STORE;
     if (rows % 2) w.m.bias = bias;
     activations a = make_activations(n, cols, quantized);
-    fill(&kernels_generic, &a, x, narrow);
+    fill(&kernels_generic, &a, x, how);
     float *expected = product(&kernels_generic, &w, &a, start, mode);
     for (size_t c = 0; c < n; c++)
         for (size_t r = 0; r < rows; r++) {
@@ -174,7 +176,7 @@ static void check_product(dtype type, size_t rows, size_t cols, size_t n, float 
             if (mode == GEMM_ADD) sum += start[c * rows + r];
             /* quantization: 2^-16 (narrow: 2^-8) of the block's largest for each term; float32
              * sums: 2^-24 each */
-            double step = narrow > 0 ? 256 * 6e-5 : 6e-5;
+            double step = how != ALL_WIDE ? 256 * 6e-5 : 6e-5;
             double bound = quantized ? step * (size + 3 * (double)cols * 0.05) : 3e-6 * size;
             double error = fabs(sum - expected[c * rows + r]);
             if (!(error <= bound + 1e-6))
@@ -182,11 +184,11 @@ static void check_product(dtype type, size_t rows, size_t cols, size_t n, float 
                          n, error, bound);
         }
     for (const kernels **k = tables; *k; k++) {
-        fill(*k, &a, x, narrow);
+        fill(*k, &a, x, how);
         float *y = product(*k, &w, &a, start, mode);
         if (memcmp(y, expected, n * rows * sizeof *y))
-            fail_msg("%s: %s %zux%zu n %zu narrow %g differs from generic", (*k)->name,
-                     dtype_get(type)->name, rows, cols, n, (double)narrow);
+            fail_msg("%s: %s %zux%zu n %zu precision %d differs from generic", (*k)->name,
+                     dtype_get(type)->name, rows, cols, n, how);
         free(y);
     }
     free(expected);
@@ -198,7 +200,6 @@ static void check_product(dtype type, size_t rows, size_t cols, size_t n, float 
 }
 
 static void products_equal_generic_and_float64(void **state) {
-    static const float narrow[] = {-1, 0, 4, INFINITY};
     (void)state;
     for (int t = 0; t < N_TYPES; t++) {
         size_t block = dtype_get(types[t])->block;
@@ -207,8 +208,9 @@ static void products_equal_generic_and_float64(void **state) {
                 size_t cols = block == 1 ? odd_columns[c] : column_counts[c];
                 if (cols % block) continue;
                 for (size_t b = 0; b < sizeof batch / sizeof *batch; b += 1 + (r + c) % 2)
-                    for (int i = 0; i < (is_float_type(types[t]) ? 1 : 4); i++)
-                        check_product(types[t], row_counts[r], cols, batch[b], narrow[i]);
+                    for (int how = is_float_type(types[t]) ? FLOATS : ALL_WIDE; how <= FLOATS;
+                         how++)
+                        check_product(types[t], row_counts[r], cols, batch[b], (precision)how);
             }
     }
 }
@@ -218,11 +220,11 @@ static void panel_ranges_touch_only_their_rows(void **state) {
     weights w = make_weights(DTYPE_Q4_1, 70, 64);
     float *x = noises(3 * 64, 1), *zeros = calloc(3 * 70, sizeof *zeros);
     activations a = make_activations(3, 64, true);
-    fill(&kernels_generic, &a, x, 0);
+    fill(&kernels_generic, &a, x, ALL_WIDE);
     float *whole = product(&kernels_generic, &w, &a, zeros, GEMM_STORE);
     for (const kernels **k = tables; *k; k++) {
         float *y = calloc(3 * 70, sizeof *y);
-        fill(*k, &a, x, 0);
+        fill(*k, &a, x, ALL_WIDE);
         (*k)->gemm(&w.m, 1, 3, &a, y, 70, GEMM_STORE);
         for (size_t i = 0; i < 3 * 70; i++) {
             size_t r = i % 70;
@@ -240,14 +242,13 @@ static void panel_ranges_touch_only_their_rows(void **state) {
 /* Quantized activations: equal everywhere, within half a step of the input, NaN and infinity kept.
  */
 static void quantization_is_close_and_keeps_nan(void **state) {
-    static const float narrow[] = {0, 4, INFINITY};
     (void)state;
-    for (int l = 0; l < 3; l++)
+    for (int how = ALL_WIDE; how <= MIXED; how++)
         for (size_t cols = 1; cols < 100; cols += 7) {
             float *x = noises(2 * cols, powf(10, (float)(cols % 9) - 4));
             activations a = make_activations(2, cols, true), b = make_activations(2, cols, true);
             size_t padded = round_up(cols, BLOCK);
-            fill(&kernels_generic, &a, x, narrow[l]);
+            fill(&kernels_generic, &a, x, (precision)how);
             for (size_t c = 0; c < 2; c++)
                 for (size_t i = 0; i < padded; i++) {
                     size_t at = i / BLOCK * 2 + c;
@@ -258,7 +259,7 @@ static void quantization_is_close_and_keeps_nan(void **state) {
                     assert_true(a.f[at * BLOCK + i % BLOCK] == value);
                 }
             for (const kernels **k = tables; *k; k++) {
-                fill(*k, &b, x, narrow[l]);
+                fill(*k, &b, x, (precision)how);
                 assert_memory_equal(a.wide, b.wide, 2 * padded / BLOCK);
                 assert_memory_equal(a.sum, b.sum, 4 * padded / BLOCK * sizeof *a.sum);
                 assert_memory_equal(a.scale, b.scale, 2 * padded / BLOCK * sizeof *a.scale);
@@ -273,10 +274,10 @@ static void quantization_is_close_and_keeps_nan(void **state) {
         float x[64] = {0};
         x[40] = bad[i];
         activations a = make_activations(1, 64, true);
-        fill(&kernels_generic, &a, x, 0);
+        fill(&kernels_generic, &a, x, ALL_WIDE);
         assert_true(a.scale[0] == 0 && isnan(a.scale[1]) && isnan(a.scaled_sum[1]));
         for (const kernels **k = tables; *k; k++) {
-            fill(*k, &a, x, 0);
+            fill(*k, &a, x, ALL_WIDE);
             assert_true(a.scale[0] == 0 && isnan(a.scale[1]) && isnan(a.scaled_sum[1]));
         }
         free_activations(&a);
