@@ -1,6 +1,6 @@
 /* LoLCATs, Hedgehog and T2R over long sequences, against float64 states
- * (tests/golden/make_lolcats.py). That they match their formulas, and themselves however a prompt is
- * cut, is in test_forward.c and test_window_modes.c. */
+ * (tests/golden/make_lolcats.py). That they match their formulas, and themselves however a prompt
+ * is cut, is in test_forward.c and test_window_modes.c. */
 #include "../model.h"
 #include "support.h"
 
@@ -54,9 +54,8 @@ static void states_equal_float64_after_4096_tokens(void **state) {
             const uint32_t *folded = (const uint32_t *)(S + n_S + n_z);
             int W = models[i].window;
             for (size_t h = 0; h < heads && W; h++)
-                assert_int_equal(folded[h], models[i].mode == LINNET_TERRACE
-                                                ? (LONG / W - 1) * W
-                                                : LONG - W + 1);
+                assert_int_equal(folded[h], models[i].mode == LINNET_TERRACE ? (LONG / W - 1) * W
+                                                                             : LONG - W + 1);
         }
         assert_int_equal(at, cols);
         assert_int_equal(m->cfg.n_sink, models[i].n_sink);
@@ -74,11 +73,31 @@ static void long_decodes_stay_finite(void **state) {
         bool grows = false;
         for (int l = 0; l < m->cfg.n_layers; l++)
             grows = grows || !m->layers[l].mixer->state_bytes;
-        linnet_session *s = open_session(
-            m, &(linnet_session_options){.ctx = MANY, .window_mode = models[i].mode});
+        linnet_session *s =
+            open_session(m, &(linnet_session_options){.ctx = MANY, .window_mode = models[i].mode});
         uint64_t most = linnet_model_state_bytes(m, LINNET_KV_F16, 192);
         feed_long(s, 0, grows ? 2000 : MANY, 1, m->cfg.n_rows);
         assert_true(grows || linnet_session_state_bytes(s) <= most);
+        linnet_session_free(s);
+        linnet_model_close(m);
+    }
+}
+
+/* The trained length limits by default where a layer keeps all keys, else nothing does. */
+static void context_is_free_where_nothing_grows(void **state) {
+    (void)state;
+    for (int i = 0; i < N_MODELS; i++) {
+        linnet_model *m = open_number(i, LINNET_ACT_EXACT);
+        bool grows = false;
+        for (int l = 0; l < m->cfg.n_layers; l++)
+            grows = grows || m->layers[l].mixer == &mixer_softmax;
+        linnet_session *s = open_session(m, NULL);
+        int trained = linnet_model_get_info(m)->n_ctx_train;
+        assert_int_equal(linnet_session_ctx(s), grows ? trained : MAX_CTX);
+        if (!grows) feed_long(s, 0, (uint64_t)trained + 100, 300, m->cfg.n_rows);
+        linnet_session_free(s);
+        s = open_session(m, &(linnet_session_options){.ctx = 33});
+        assert_int_equal(linnet_session_ctx(s), 33);
         linnet_session_free(s);
         linnet_model_close(m);
     }
@@ -88,6 +107,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(states_equal_float64_after_4096_tokens),
         cmocka_unit_test(long_decodes_stay_finite),
+        cmocka_unit_test(context_is_free_where_nothing_grows),
     };
     return cmocka_run_group_tests_name("lolcats", tests, NULL, NULL);
 }
