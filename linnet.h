@@ -136,7 +136,7 @@ const char *linnet_chat_template_name(size_t i); /* known names; NULL past the l
  * linnet_generate always see a sliding window. TERRACE_HF takes the first feed as the prompt. */
 typedef enum { LINNET_SLIDING, LINNET_TERRACE, LINNET_TERRACE_HF } linnet_window_mode;
 typedef struct {
-    int ctx;           /* most tokens; 0 = the trained length */
+    int ctx; /* most tokens; 0 = the trained length, or 2^28 where no layer's state grows */
     linnet_kv_type kv; /* LINNET_ACT_EXACT models always use F32 */
     linnet_window_mode window_mode;
 } linnet_session_options;

@@ -409,26 +409,17 @@ static void linear_row(const head *a, size_t r) {
 /* ---- The layer ----------------------------------------------------------------------------------
  */
 
-static void rotate(const config *c, float *x, const float *cos, const float *sin) {
-    int half = c->rope == ROPE_NONE ? 0 : c->rope_dim / 2;
-    for (int i = 0; i < half; i++) {
-        float a = x[i], b = x[i + half];
-        x[i] = a * cos[i] - b * sin[i];
-        x[i + half] = a * sin[i] + b * cos[i];
-    }
-}
-
 /* Rotates queries and keys of row r; keeps key and value where there is a window. */
 static void place_row(pass *p, int layer, size_t r) {
     const config *c = &p->m->cfg;
-    size_t d = (size_t)c->head_dim, half = (size_t)c->rope_dim / 2;
+    size_t d = (size_t)c->head_dim;
     const row *row = &p->rows[r];
     int slot = p->m->layers[layer].kv_slot;
     for (int h = 0; h < c->n_heads; h++)
-        rotate(c, p->q + (r * c->n_heads + h) * d, p->cos + r * half, p->sin + r * half);
+        pass_rotate(p, r, p->q + (r * c->n_heads + h) * d);
     for (int h = 0; h < c->n_kv_heads; h++) {
         size_t at = (r * c->n_kv_heads + h) * d;
-        rotate(c, p->key + at, p->cos + r * half, p->sin + r * half);
+        pass_rotate(p, r, p->key + at);
         if (slot >= 0)
             kv_write(&row->session->kv, p->k, (size_t)row->position, slot, h, p->key + at,
                      p->value + at);

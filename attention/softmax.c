@@ -83,24 +83,11 @@ static linnet_status load(loader *l, int layer, void **weights, linnet_error *er
     return LINNET_OK;
 }
 
-/* Rotates one head by its position: pairs (2i, 2i+1), or (i, i + rope_dim/2). */
-static void rotate(const config *c, float *head, const float *cos, const float *sin) {
-    int half = c->rope_dim / 2;
-    int step = c->rope == ROPE_PAIRS ? 2 : 1, other = c->rope == ROPE_PAIRS ? 1 : half;
-    for (int i = 0; i < half; i++) {
-        float *a = head + i * step, *b = a + other;
-        float x = *a, y = *b;
-        *a = x * cos[i] - y * sin[i];
-        *b = x * sin[i] + y * cos[i];
-    }
-}
-
 /* Normalizes and rotates queries and keys of row r; stores key and value. */
 static void place_row(pass *p, const softmax_weights *w, int layer, size_t r) {
     const config *c = &p->m->cfg;
     size_t hd = (size_t)c->head_dim;
     const row *row = &p->rows[r];
-    const float *cos = p->cos + r * (c->rope_dim / 2), *sin = p->sin + r * (c->rope_dim / 2);
     float *q = p->q + r * c->n_heads * hd, *k = p->key + r * c->n_kv_heads * hd;
     const float *v = p->value + r * c->n_kv_heads * hd;
     float scale = 1.0f / sqrtf((float)c->head_dim);
@@ -111,13 +98,13 @@ static void place_row(pass *p, const softmax_weights *w, int layer, size_t r) {
     if (w->k_whole) p->k->rms_norm(k, k, w->k_norm, c->n_kv_heads * hd, c->norm_eps);
     for (int h = 0; h < c->n_heads; h++, q += hd) {
         if (w->q_norm && !w->q_whole) p->k->rms_norm(q, q, w->q_norm, hd, c->norm_eps);
-        if (c->rope != ROPE_NONE) rotate(c, q, cos, sin);
+        pass_rotate(p, r, q);
         for (size_t i = 0; i < hd; i++)
             q[i] *= scale;
     }
     for (int h = 0; h < c->n_kv_heads; h++, k += hd, v += hd) {
         if (w->k_norm && !w->k_whole) p->k->rms_norm(k, k, w->k_norm, hd, c->norm_eps);
-        if (c->rope != ROPE_NONE) rotate(c, k, cos, sin);
+        pass_rotate(p, r, k);
         kv_write(&row->session->kv, p->k, (size_t)row->position, p->m->layers[layer].kv_slot, h, k,
                  v);
     }

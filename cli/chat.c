@@ -284,12 +284,21 @@ static int load(chat *c, const char *path) {
 
 /* ---- lines -------------------------------------------------------------------------------- */
 
+/* "4096", or "no limit" where the session has none. */
+static const char *context_words(const chat *c, char text[16]) {
+    int ctx = linnet_session_ctx(c->now.session);
+    if (!c->e.ctx && ctx > linnet_model_get_info(c->model)->n_ctx_train) return "no limit";
+    snprintf(text, 16, "%d", ctx);
+    return text;
+}
+
 static void print_chat_stats(const chat *c) {
+    char context[16];
     engine e = c->e;
     e.stats = true; /* asked for here and now */
     engine_print_stats(&e, c->model, c->now.session);
-    complain("turns: %zu, tokens: %zu of %d", c->now.n_turns, n_tokens(c),
-             linnet_session_ctx(c->now.session));
+    complain("turns: %zu, tokens: %zu of %s", c->now.n_turns, n_tokens(c),
+             context_words(c, context));
 }
 
 static bool is_command(const char *line, const char *name) {
@@ -409,11 +418,11 @@ int command_chat(int argc, char **argv) {
         code = prepare(&c);
         if (!code) {
             const linnet_model_info *info = linnet_model_get_info(c.model);
+            char context[16];
             if (c.terminal)
-                say("%s, template %s, %d tokens of context; /help lists the commands",
+                say("%s, template %s, tokens of context: %s; /help lists the commands",
                     *info->name ? info->name : c.model_path,
-                    c.template ? c.template : info->chat_template,
-                    linnet_session_ctx(c.now.session));
+                    c.template ? c.template : info->chat_template, context_words(&c, context));
             code = converse(&c);
             if (c.e.save_state && save(&c, c.e.save_state)) code = code ? code : EXIT_FAILED;
             engine_print_stats(&c.e, c.model, c.now.session);

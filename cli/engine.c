@@ -48,7 +48,7 @@ void precision_flags(flag_table *f, engine *e, const char *activations) {
 void context_flag(flag_table *f, engine *e) {
     flag_int(f, "--ctx", "N", &e->ctx, 1, INT32_MAX,
              "most tokens the session holds; default: the model's trained length, which N may "
-             "exceed unless positions are learned");
+             "exceed unless positions are learned; no limit where no layer's state grows");
 }
 
 void stats_flag(flag_table *f, engine *e) {

@@ -297,6 +297,21 @@ static void rope_row(const config *c, int position, float *cos_out, float *sin_o
     }
 }
 
+/* Pairs (2i, 2i+1), or (i, i + rope_dim/2). */
+void pass_rotate(const pass *p, size_t r, float *head) {
+    const config *c = &p->m->cfg;
+    if (c->rope == ROPE_NONE) return;
+    int half = c->rope_dim / 2;
+    int step = c->rope == ROPE_PAIRS ? 2 : 1, other = c->rope == ROPE_PAIRS ? 1 : half;
+    const float *cos = p->cos + r * half, *sin = p->sin + r * half;
+    for (int i = 0; i < half; i++) {
+        float *a = head + i * step, *b = a + other;
+        float x = *a, y = *b;
+        *a = x * cos[i] - y * sin[i];
+        *b = x * sin[i] + y * cos[i];
+    }
+}
+
 static void run_layers(void *arg, int thread) {
     pass *p = arg;
     const linnet_model *m = p->m;

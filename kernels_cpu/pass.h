@@ -1,5 +1,6 @@
-/* One piece of the CPU's forward pass, and the steps that mixers build from. Every function here is
- * called by all threads of the team with the same arguments and consists of phases (team.h).
+/* One piece of the CPU's forward pass, and the steps that mixers build from. Every function that
+ * takes a thread is called by all threads of the team with the same arguments and consists of
+ * phases (team.h).
  *
  * Phases of a softmax layer: input and products of q, k, v (2), placing (1), attention (1, or 2
  * when the sequence is split), input and product of o (2), of gate and up (2), of down (2). */
@@ -57,6 +58,10 @@ void pass_products(pass *p, int thread, const float *src, size_t cols, const pro
 void pass_mix_in(pass *p, int thread, int layer, const product *products, size_t n_products);
 /* How it ends: x += W src, or x += norm(W src) where the layer normalizes its outputs. */
 void pass_mix_out(pass *p, int thread, int layer, const float *src, size_t cols, const matrix *w);
+
+/* Rotates one head [head_dim] of row r by its position, as the model pairs dimensions, if at all.
+ */
+void pass_rotate(const pass *p, size_t r, float *head);
 
 /* The layer's fixed-size state of the session that row r belongs to. */
 static inline void *row_state(const pass *p, size_t r, int layer) {

@@ -9,9 +9,13 @@ linnet_model *session_model(const linnet_session *s) {
     return s->model;
 }
 
+/* By default the trained length, or no limit where nothing grows with the text. */
 static int ctx_of(const linnet_model *m, int wanted) {
-    if (!wanted) return m->cfg.n_ctx_train;
-    return wanted;
+    if (wanted) return wanted;
+    if (m->cfg.learned_positions) return m->cfg.n_ctx_train;
+    for (int l = 0; l < m->cfg.n_layers; l++)
+        if (m->layers[l].mixer->uses_kv && !m->layers[l].window) return m->cfg.n_ctx_train;
+    return MAX_CTX;
 }
 
 linnet_status linnet_session_new(linnet_session **out, linnet_model *m,

@@ -81,4 +81,31 @@ static inline void feed_all(linnet_session *s, const int32_t *ids, size_t n, siz
     }
 }
 
+/* Feeds ids [from, to) of a long text of few ids, as tests/golden's scripts make it. */
+static inline void feed_long(linnet_session *s, uint64_t from, uint64_t to, uint64_t chunk,
+                             int vocab) {
+    int32_t ids[512];
+    linnet_error err;
+    for (uint64_t t = from; t < to; t += chunk) {
+        uint64_t n = to - t < chunk ? to - t : chunk;
+        for (uint64_t i = t; i < t + n; i++)
+            ids[i - t] = (int32_t)((i * i * 7 + i * 3 + i / 11) % (uint64_t)vocab);
+        if (linnet_feed(s, ids, n, LINNET_LOGITS_LAST, &err))
+            fail_msg("token %d: %s", (int)t, err.text);
+    }
+}
+
+/* Within 1e-3 of the RMS of the float64 state. */
+static inline void state_near(const char *name, int layer, const float *got, const float *want,
+                              size_t n) {
+    double error = 0, square = 0;
+    for (size_t i = 0; i < n; i++) {
+        error += pow((double)got[i] - want[i], 2);
+        square += pow(want[i], 2);
+    }
+    assert_true(square > 0);
+    if (!(sqrt(error / square) <= 1e-3))
+        fail_msg("%s: layer %d: state error %g", name, layer, sqrt(error / square));
+}
+
 #endif

@@ -17,23 +17,6 @@ static linnet_model *open_named(const char *name, linnet_activations act, int th
     return open_model(path, &(linnet_model_options){.activations = act, .threads = threads});
 }
 
-/* As make_delta.py makes them. */
-static int32_t long_id(uint64_t t, int vocab) {
-    return (int32_t)((t * t * 7 + t * 3 + t / 11) % (uint64_t)vocab);
-}
-
-static void feed_long(linnet_session *s, uint64_t from, uint64_t to, uint64_t chunk, int vocab) {
-    int32_t ids[512];
-    linnet_error err;
-    for (uint64_t t = from; t < to; t += chunk) {
-        uint64_t n = to - t < chunk ? to - t : chunk;
-        for (uint64_t i = 0; i < n; i++)
-            ids[i] = long_id(t + i, vocab);
-        if (linnet_feed(s, ids, n, LINNET_LOGITS_LAST, &err))
-            fail_msg("token %d: %s", (int)t, err.text);
-    }
-}
-
 /* The state of every delta-rule layer after 4,096 tokens: within 1e-3 of the float64 one. */
 static void states_equal_float64_after_4096_tokens(void **state) {
     (void)state;
@@ -48,15 +31,7 @@ static void states_equal_float64_after_4096_tokens(void **state) {
         for (int l = 0; l < m->cfg.n_layers; l++) {
             if (!m->layers[l].mixer->state_bytes) continue;
             const float *got = (const float *)(s->state + m->layers[l].state_at);
-            const float *want = expected + layer++ * cols;
-            double error = 0, square = 0;
-            for (size_t j = 0; j < cols; j++) {
-                error += pow((double)got[j] - want[j], 2);
-                square += pow(want[j], 2);
-            }
-            assert_true(square > 0);
-            if (!(sqrt(error / square) <= 1e-3))
-                fail_msg("%s: layer %d: state error %g", names[i], l, sqrt(error / square));
+            state_near(names[i], l, got, expected + layer++ * cols, cols);
         }
         assert_int_equal(layer, rows);
         free(expected);

@@ -217,11 +217,21 @@ class Layouts(Case):
                 at = f"model.layers.{i}.self_attn.feature_map_{x}.mlp."
                 adapters |= {at + "layer0": random(1, H, d, 3), at + "bias0": random(2, 1, H, 1, 3),
                              at + "layer1": random(3, H, 3, d), at + "bias1": random(4, 1, H, 1, d)}
-        r, _ = self.export(self.save("maps.pt", adapters),
-                           self.config(dict(learned_kernel="untied_head_adapter"),
-                                       dict(feature_dim=None)))
+        file = self.save("maps.pt", adapters)
+        adapter = dict(learned_kernel="untied_head_adapter")
+        r, _ = self.export(file, self.config(adapter, dict(feature_dim=None, hidden_dim=3)))
         self.assertEqual(self.value(r, "linnet.lolcats.adapter_rank"), 3)
         self.assertEqual(self.tensor(r, "blk.1.attn_feature_k_up.bias").shape, (H, d))
+        os.unlink(self.path("out.gguf"))
+        self.refused("[4, 8, 3]", "[4, 8, 2]", lolcats=file,
+                     config=self.config(adapter, dict(feature_dim=d, hidden_dim=2)))
+
+    def test_every_option_of_upstreams_configs(self):
+        file = self.save("maps.pt", maps())
+        self.export(file, self.config(dict(attention_type="lolcats_long_llama_window_tk",
+                                           state_chunk_len=512, layer_idx=None, rotary_config=None,
+                                           train_window_factor=True, train_attention_weights=False,
+                                           eps="1e-12"), dict(normal_init=False)))
 
     def test_window_factors_follow_the_models_dtype(self):
         m = maps()
@@ -238,7 +248,10 @@ class Layouts(Case):
         r, said = self.export(self.save("maps.pt", untrained),
                               self.config(dict(train_window_factor=False)))
         np.testing.assert_allclose(self.tensor(r, "blk.1.attn_window_factor.weight"), 0.1, rtol=1e-6)
-        self.assertIn("init_window_factor is used", said)
+        self.assertIn("init_window_factor -2.19722 is used", said)
+        r, said = self.export(self.save("maps.pt", untrained),  # upstream's own default is 0
+                              self.config(dict(train_window_factor=False, init_window_factor=...)))
+        np.testing.assert_array_equal(self.tensor(r, "blk.1.attn_window_factor.weight"), 0.5)
 
     def test_rope_and_mistral(self):
         file = self.save("maps.pt", maps())
@@ -248,6 +261,13 @@ class Layouts(Case):
         self.assertEqual(self.value(r, "linnet.rope.freq_base"), 5e5)
         self.assertEqual(self.tensor(r, "rope_freqs.weight").shape, (d // 2,))
         self.assertIn("rope_theta 500000 is from " + self.path("run.json"), said)
+        self.export(file, self.config(model=dict(rope_scaling=dict(type="linear", factor="2e0"))))
+        os.unlink(self.path("out.gguf"))
+        for scaling, word in ((dict(factor=8.0), "has no rope_type"),
+                              (dict(rope_type="llama3"), "has no factor"),
+                              (dict(rope_type="llama3", factor="x"), "factor is 'x'")):
+            self.refused(self.path("run.json"), word, lolcats=file,
+                         config=self.config(model=dict(rope_scaling=scaling)))
         self.write_base({**common.LLAMA, "model_type": "mistral", "sliding_window": 5})
         r, said = self.export(file)
         self.assertEqual(self.value(r, "linnet.attention.sliding_window"), 16)
@@ -256,9 +276,14 @@ class Layouts(Case):
     def test_set_needs_no_file_and_wins(self):
         file = self.save("maps.pt", maps())
         options = ["attention_type=lolcats_llama_window_sw", "learned_kernel=untied_head_einsum",
-                   f"feature_dim={F}", "window_size=5"]
+                   f"feature_dim={F}", "window_size=5", "feature_map=relu",
+                   "feature_map_kwargs={eps: 1e-3}"]
         r, _ = self.export(file, None, set=options)
         self.assertEqual(self.value(r, "linnet.attention.sliding_window"), 5)
+        self.assertEqual(self.value(r, "linnet.lolcats.eps"), np.float32(1e-3))
+        scaling = "{rope_type: llama3, factor: 8, original_max_position_embeddings: 64}"
+        r, _ = self.export(file, set=[f"rope_scaling={scaling}"])
+        self.assertEqual(self.tensor(r, "rope_freqs.weight").shape, (d // 2,))
         r, _ = self.export(file, set=["attention.window_size=6"])
         self.assertEqual(self.value(r, "linnet.attention.sliding_window"), 6)
 
@@ -281,11 +306,25 @@ class Refusals(Case):
                 (dict(window_size=0), ("window_size", "0")),
                 (dict(decode_window_size=32), ("decode_window_size", "16")),
                 (dict(softmax_attentions=[7]), ("softmax_attentions",)),
+                (dict(softmax_attentions=0), ("softmax_attentions is 0",)),
                 (dict(num_feature_maps=2), ("num_feature_maps",)),
+                (dict(rotary_config=dict(rope_theta=1)), ("rotary_config",)),
+                (dict(attention_type="lolcats_llama", eps=1e-6), ("eps", "1e-06", "1e-12")),
+                (dict(feature_map=None), ("no feature_map",)),
+                (dict(feature_map_kwargs=dict(eps=-1)), ("eps is -1", "0 to 1")),
+                (dict(train_window_factor="no"), ("train_window_factor",)),
+                (dict(init_window_factor="x"), ("init_window_factor",)),
+                (dict(n_sink=1025), ("n_sink is 1025", "at most 1024")),
                 (dict(feature_map_kwargs=[1]), ("feature_map_kwargs",))):
             self.refused(*words, lolcats=file, config=self.config(attention))
         self.refused("feature_dim is 6", "8", lolcats=file,
                      config=self.config(kernel=dict(skip_connection=True)))
+        for kernel, word in ((dict(hidden_dim=3), "hidden_dim"), (dict(rank=3), "rank")):
+            self.refused(word, lolcats=file, config=self.config(kernel=kernel))
+        self.refused("torch_dtype is 'int8'", lolcats=file,
+                     config=self.config(model=dict(torch_dtype="int8")))
+        self.refused("--set window_size=", lolcats=file, set=["window_size="])
+        self.refused("feature_map_kwargs.esp", lolcats=file, set=["feature_map_kwargs={esp: 1}"])
         self.refused("--set wndow=3", lolcats=file, set=["wndow=3"])
         self.refused("--set window_size", lolcats=file, set=["window_size"])
 
@@ -304,6 +343,8 @@ class Refusals(Case):
                                                         {**m, "model.layers.5.other": random(1, 2)}))
         self.refused("mlp.bias", lolcats=file, config=self.config(kernel=dict(bias=True)))
         self.refused("feature_map_q.mlp.bias", lolcats=self.save("b.pt", maps(bias=True)))
+        self.refused("not a file", lolcats=self.base)
+        self.refused("both layers.0", lolcats=self.save("twice.pt", {**m, **maps("model.model.")}))
         broken = self.path("broken.pt")
         with open(broken, "wb") as f:
             f.write(b"PK\x03\x04 nothing")
@@ -311,6 +352,18 @@ class Refusals(Case):
         with open(self.path("bad.yaml"), "w") as f:
             f.write("a: [1\n")
         self.refused("YAML", lolcats=file, config=self.path("bad.yaml"))
+
+    def test_numbers_that_are_none(self):
+        part = "model.layers.1.self_attn."
+        for name, bad in ((part + "feature_map_k.mlp.layer", np.nan), (part + "window_factors", np.inf)):
+            m = maps()
+            m[name].flat[1] = bad
+            self.refused(name, "not finite", lolcats=self.save("maps.pt", m))
+        u = lora()
+        name = next(iter(u))
+        u[name].flat[0] = np.nan
+        self.refused(name, "not finite", lolcats=self.save("maps.pt", maps()),
+                     lora=self.save("ft.pt", u))
 
     def test_lora_that_does_not_fit(self):
         file, u = self.save("maps.pt", maps()), lora()
@@ -323,6 +376,15 @@ class Refusals(Case):
         self.refused("no LoRA", lolcats=file, lora=self.save("ft.pt", maps()))
         self.refused("z_proj", lolcats=file, lora=self.save("ft.pt", {
             n.replace("q_proj", "z_proj"): x for n, x in u.items()}))
+        self.refused("a second update", lolcats=self.save("both.pt", {**maps(), **u}),
+                     lora=self.save("ft.pt", u))
+        self.refused("rank", lolcats=file, lora=self.save("ft.pt", {
+            name + "A.default.weight": np.zeros((0, D), np.float32),
+            name + "B.default.weight": np.zeros((H * d, 0), np.float32)}))
+        with open(self.path("pattern.yaml"), "w") as f:
+            f.write("lora_alpha: 4\nalpha_pattern: {q_proj: 3}\n")
+        self.refused("alpha_pattern", lolcats=file, lora=self.save("ft.pt", u),
+                     lora_config=self.path("pattern.yaml"))
         with open(self.path("ft.yaml"), "w") as f:
             f.write("finetune:\n  kwargs:\n    r: 8\n    lora_alpha: 16\n")
         self.refused("r is 8", "rank 2", lolcats=file, lora=self.save("ft.pt", u),

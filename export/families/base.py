@@ -33,7 +33,8 @@ class Config:
         if type(v) is float and v.is_integer():
             v = int(v)
         if type(v) is not int or not low <= v < high:
-            raise ExportError(f"{self.path}: {key} is {v!r:.60}, expected an integer of at least {low}")
+            bound = f"at most {high - 1}" if type(v) is int and v >= high else f"at least {low}"
+            raise ExportError(f"{self.path}: {key} is {v!r:.60}, expected an integer of {bound}")
         return v
 
     def number(self, *keys, default=REQUIRED, low=0.0):

@@ -7,10 +7,10 @@ from functools import partial
 
 import numpy as np
 
-from ..checkpoint import FLOATS, Tensor, load_file, read_json
+from ..checkpoint import FLOATS, Tensor, load_file, read_json, to_float32
 from ..errors import ExportError, names
 from . import llama
-from .base import Config, Out, write_windows
+from .base import Config, Out, refuse_present, write_windows
 
 # attention_type -> (windowed, trained with terraces)
 TYPES = {"lolcats_llama": (False, False),
@@ -36,25 +36,32 @@ OPTIONS = {
         "softmax_attentions", "num_feature_maps", "n_sink",
         # without effect on inference
         "layer_idx", "max_layer_idx", "train_qk", "train_attention", "remove_base_attn", "mask_value",
-        "eps", "fp32_attention", "track_state_grads", "state_grad_enabled", "rank", "rotary_config",
-        "attention_dropout", "peft", "peft_config"),
+        "fp32_attention", "track_state_grads", "state_grad_enabled", "rank", "attention_dropout",
+        "peft", "peft_config", "train_attention_weights",
+        # only with the value that has none
+        "eps", "rotary_config"),
     ("attention", "feature_map_kwargs"): ("eps", "fullspace", "head_dim_idx"),
     ("attention", "learned_kernel_kwargs"): (
-        "feature_dim", "skip_connection", "bias", "zero_init", "head_dim_idx", "num_heads",
-        "head_dim", "rank", "dtype", "device"),
-    ("model",): ("rope_theta", "torch_dtype"),
+        "feature_dim", "skip_connection", "bias", "hidden_dim", "zero_init", "normal_init",
+        "num_heads", "head_dim", "dtype", "device"),
+    ("model",): ("rope_theta", "rope_scaling", "torch_dtype"),
     ("finetune", "kwargs"): ("lora_alpha", "r"),
 }
 # Command-line flags of upstream's scripts that override their yaml
 ALIASES = {"lk_skip_connection": "skip_connection", "lk_zero_init": "zero_init",
            "alpha": "lora_alpha", "fmap": "feature_map"}
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 IGNORABLE = [r".*rotary_emb\..*", r".*metrics.*", r".*\.base_attn\..*", r".*\.window_factor"]
+
+
+def need_file(path):
+    if not os.path.isfile(path):
+        raise ExportError(f"{path} {'is not a file' if os.path.exists(path) else 'does not exist'}")
 
 
 def load_config(path):
     """A yaml or json file as a dict."""
-    if not os.path.isfile(path):
-        raise ExportError(f"{path} does not exist")
+    need_file(path)
     if path.endswith(".json"):
         return read_json(path)
     import yaml
@@ -91,7 +98,7 @@ def apply_settings(values, settings, path):
                  if key in keys and (not place or list(p[-len(place):]) == place)]
         if key == "eps" and not place:
             found = [("attention", "feature_map_kwargs")]
-        if not equals or not found:
+        if not equals or not value.strip() or not found:
             raise ExportError(f"--set {text!s:.80}: expected key=value with an option of LoLCATs such "
                               "as window_size, feature_map, feature_dim, n_sink or lora_alpha")
         try:
@@ -131,19 +138,33 @@ def block_offset(path):
     return int(found[1]) if found else 0
 
 
+def finite_reader(t, name, path):
+    def read():
+        array = t.read()
+        if t.dtype in FLOATS and not np.isfinite(to_float32(array, t.dtype)).all():
+            raise ExportError(f"{path}: tensor {name} has values that are not finite numbers")
+        return array
+    return read
+
+
 def read_maps(paths, tensors):
     """-> {short name: Tensor}; what belongs to the base itself replaces its tensor there."""
     base = {short_name(n): n for n in tensors}
     extra = {}
     for path in paths:
-        if not os.path.isfile(path):
-            raise ExportError(f"{path} does not exist")
-        first = block_offset(path)
+        need_file(path)
+        first, here = block_offset(path), {}
         for name, t in load_file(path).items():
             short = short_name(name)
+            if short in here:
+                raise ExportError(f"{path}: {here[short]} and {name} are both {short}")
+            here[short] = name
             if first:
                 short = re.sub(r"^layers\.(\d+)\.", lambda m: f"layers.{int(m[1]) + first}.", short)
-            t = Tensor(name, path, t.dtype, t.shape, t.read)
+            if ".lora_" in short and short in extra and extra[short].file != path:
+                raise ExportError(f"{path}: {name} is a second update of one matrix, after the one in "
+                                  f"{extra[short].file}; merge one of them into the base first")
+            t = Tensor(name, path, t.dtype, t.shape, finite_reader(t, name, path))
             if short in base:
                 tensors[base[short]] = t
             else:
@@ -218,8 +239,7 @@ def linearize(args, values, config_path, tensors):
     apply_settings(settings, args.set, path)
     for place in OPTIONS:
         level(options, place, path).update(
-            {k: v for k, v in level(settings, place, path).items() if k in OPTIONS[place]
-             and not isinstance(v, dict)})
+            {k: v for k, v in level(settings, place, path).items() if (*place, k) not in OPTIONS})
     for place in list(OPTIONS)[:3]:
         for key in level(options, place, path):
             if key not in OPTIONS[place]:
@@ -239,7 +259,7 @@ def linearize(args, values, config_path, tensors):
     if kind.startswith("lolcats_long"):
         notes.append(f"{kind}: a long prompt is computed as one, not in chunks of state_chunk_len "
                      "between which upstream loses the window")
-    feature_map = attention.str("feature_map", default="softmax_dim")
+    feature_map = attention.str("feature_map")
     kernel = attention.str("learned_kernel", default=None)
     for what, value, allowed in (("feature_map", feature_map, MAPS),
                                  ("learned_kernel", kernel, KERNELS)):
@@ -247,15 +267,24 @@ def linearize(args, values, config_path, tensors):
             raise ExportError(f"{path}: {what} {value!r:.60} is not supported, expected "
                               f"{' or '.join(allowed)}")
     attention.only("num_feature_maps", 1)
+    refuse_present(attention, "rotary_config")
+    if not windowed and number(attention.values, "eps", 1e-12, path) != 1e-12:
+        attention.only("eps", 1e-12)
     window = attention.int("window_size", default=64, high=1 << 28) if windowed else 0
     attention.only("decode_window_size", window)
     n_sink = attention.int("n_sink", default=0, low=0, high=1025)
     eps = number(map_options.values, "eps", 1e-12, map_options.path)
+    if not 0 <= eps <= 1:
+        raise ExportError(f"{map_options.path}: eps is {eps:g}, expected 0 to 1")
     adapter = kernel == "untied_head_adapter"
     skip = adapter or kernel_options.bool("skip_connection", default=False)
     bias = kernel_options.bool("bias", default=False)
     tied = attention.bool("tie_qk_kernels", default=False)
     affine = attention.bool("affine_attention_factors", default=False)
+    trained = attention.bool("train_window_factor", default=True)
+    start = number(attention.values, "init_window_factor", 0.0, path)  # upstream's own default
+    if not adapter:
+        refuse_present(kernel_options, "hidden_dim")
 
     config = base_config(values, config_path, options, path, notes)
     plan = base_plan(config, tensors)
@@ -266,15 +295,18 @@ def linearize(args, values, config_path, tensors):
     if skip and F != D:
         raise ExportError(f"{path}: feature_dim is {F}, but a skip connection or an adapter adds to "
                           f"the head's {D} dimensions, which it must equal")
-    softmax = attention.values.get("softmax_attentions") or []
+    softmax = attention.values.get("softmax_attentions")
+    softmax = [] if softmax is None else softmax
     if not isinstance(softmax, list) or any(type(i) is not int or not 0 <= i < L for i in softmax):
         raise ExportError(f"{path}: softmax_attentions is {softmax!r:.60}, expected a list of layers "
                           f"from 0 to {L - 1}")
 
     extra = read_maps([*args.lolcats, *([args.lora] if args.lora else [])], tensors)
     maps = Maps(extra, args.lolcats[0], source)
-    dtype = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}.get(
-        str((options.get("model") or {}).get("torch_dtype")).removeprefix("torch."))
+    dtype = options["model"].get("torch_dtype")
+    if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+        raise ExportError(f"{path}: torch_dtype is {dtype!r:.60}, expected {', '.join(DTYPES)}")
+    dtype = DTYPES.get(str(dtype).removeprefix("torch."))
 
     def add(name, source_name, shape, what, make=None, computes=False):
         maps.take(source_name, shape, what)
@@ -290,6 +322,7 @@ def linearize(args, values, config_path, tensors):
             return 0
         layer0 = extra.get(src + "layer0")
         R = layer0.shape[-1] if layer0 is not None and layer0.shape else 1
+        R = kernel_options.int("hidden_dim", default=R, high=1025)
         add(dst + "_down.weight", src + "layer0", (H, D, R), "heads, head dimension, inner width")
         add(dst + "_down.bias", src + "bias0", (1, H, 1, R), "heads, inner width", flat(H, R))
         add(dst + "_up.weight", src + "layer1", (H, R, F), "heads, inner width, feature_dim")
@@ -312,8 +345,7 @@ def linearize(args, values, config_path, tensors):
             made.append(("attn_linear_factor", linear_factor))
         for name, make in made:
             name = f"blk.{i}.{name}.weight"
-            if src not in extra and not attention.bool("train_window_factor", default=True):
-                start = number(attention.values, "init_window_factor", -2.1972245773362196, path)
+            if src not in extra and not trained:
                 plan.constant(name, make(dtype, np.full(H, start, np.float32)))
                 buffered = True
                 continue
@@ -324,7 +356,7 @@ def linearize(args, values, config_path, tensors):
                           f"{', '.join(map(str, sorted(ranks)))}, expected one")
     if buffered:
         notes.append("window factors are not in the file (train_window_factor is false): "
-                     "init_window_factor is used")
+                     f"init_window_factor {start:g} is used")
     add_lora(args, options, path, plan, tensors, maps, notes)
 
     skipped = [r"layers\.(" + "|".join(map(str, softmax)) + r")\.self_attn\.(feature_map|window).*"]
@@ -371,6 +403,12 @@ def base_config(values, config_path, options, path, notes):
         raise ExportError(f"{path}: rope_theta is {theta:g}, expected a positive number")
     if scaling is not None and not isinstance(scaling, dict):
         raise ExportError(f"{path}: rope_scaling is {scaling!r:.60}, expected a mapping")
+    if scaling:
+        if not (scaling.get("rope_type") or scaling.get("type")):
+            raise ExportError(f"{path}: rope_scaling has no rope_type")
+        for key in scaling:
+            if key.endswith(("factor", "embeddings")):
+                scaling[key] = number(scaling, key, None, f"{path}: rope_scaling")
     new = dict(values.pop("rope_parameters", None) or {})
     old = new.pop("rope_theta", None) or values.get("rope_theta")
     if new:
@@ -381,7 +419,7 @@ def base_config(values, config_path, options, path, notes):
     said = values["rope_theta"] or 10000.0
     notes.append(f"rope_theta {said:g} is from {path if theta is not None else config_path}"
                  + (f", rope_scaling from {path}" if scaling is not None else ""))
-    return Config(values, config_path)
+    return Config(values, f"{config_path} with {path}" if scaling else config_path)
 
 
 def base_plan(config, tensors):
@@ -411,8 +449,9 @@ def lora_scale(args, options, path, ranks, notes):
     chosen = [s for s in args.set or () if s.partition("=")[0].split(".")[-1] in
               ("lora_alpha", "alpha")]
     for values in (kwargs, mine):
-        if values.get("use_rslora"):
-            raise ExportError(f"{where}: use_rslora is not supported")
+        for key in ("use_rslora", "use_dora", "alpha_pattern"):
+            if values.get(key):
+                raise ExportError(f"{where}: {key} is not supported")
     alpha = number(mine, "lora_alpha", None, path) if chosen else \
         number(kwargs, "lora_alpha", number(mine, "lora_alpha", None, path), where)
     r = kwargs.get("r", mine.get("r"))
@@ -435,6 +474,8 @@ def add_lora(args, options, path, plan, tensors, maps, notes):
     if args.lora and not pairs:
         raise ExportError(f"{args.lora} has no LoRA matrices (names with lora_A and lora_B)")
     if not pairs:
+        if args.lora_config:
+            notes.append(f"{args.lora_config} is not used: there are no LoRA matrices (--lora FT.pt)")
         return
     outs = {short_name(o.sources[0]): o for o in plan.tensors if len(o.sources) == 1}
     work = []
@@ -449,7 +490,7 @@ def add_lora(args, options, path, plan, tensors, maps, notes):
                 raise ExportError(f"{file}: tensor {target}.lora_{x}.default.weight is missing")
         rows, cols = out.shapes[0]
         shape = maps.tensors[pair["A"]].shape
-        r = shape[0] if shape else 1
+        r = max(shape[0], 1) if shape else 1
         maps.take(pair["A"], (r, cols), "rank, columns of the matrix")
         maps.take(pair["B"], (rows, r), "rows of the matrix, rank")
         work.append((out, pair, r))

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Remakes tests/data/models/{lolcats,hedgehog,t2r,window_sinks}_* and tests/data/window_modes: tiny
 random models with logits of a float64 evaluation of LoLCATs' formulas, every key's weight computed
-directly from the index sets (no state, no recurrence).
+directly from the index sets (no state, no recurrence); and for some of them tests/data/lolcats_states:
+what the next position's linear part would hold after 4,096 tokens, the sums over its index set.
 
     python3 tests/golden/make_lolcats.py [NAME ...]      (needs torch, safetensors, gguf, pyyaml)
 
@@ -24,6 +25,7 @@ from safetensors.numpy import save_file
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OUT = os.path.join(ROOT, "tests", "data", "models")
 MODES = os.path.join(ROOT, "tests", "data", "window_modes")
+STATES = os.path.join(ROOT, "tests", "data", "lolcats_states")
 V = 48
 
 # Defaults, then what each model changes. "softmax": layers left; "lora": (rank, alpha).
@@ -50,6 +52,7 @@ MODELS = {
                                  layers=2, softmax=(0,)),
     "t2r_relu": dict(kind="lolcats_llama", map="relu", F=10, bias=True, KV=1, tied=True),
 }
+WITH_STATES = ("lolcats_softmax_full", "lolcats_exp_sinks", "hedgehog_softmax", "t2r_relu")
 TERRACE = dict(kind="lolcats_llama_window_tk", W=16, F=6, T=64)
 TERRACE_SINKS = dict(kind="lolcats_llama_window_tk", W=13, F=4, sinks=3, T=64, bias=True,
                      map="relu")
@@ -259,7 +262,8 @@ def factors(o, maps, at):
     return gamma.double().numpy().reshape(-1), lam.double().numpy().reshape(-1)
 
 
-def evaluate(o, base, maps, lora, ids, rule=sliding):
+def evaluate(o, base, maps, lora, ids, rule=sliding, states=None):
+    """-> logits; `states` receives S [H, f, D] and z [H, f] of every linear layer"""
     w = {n: x.astype(np.float64) for n, x in base.items()}
     for n in list(w):
         a = "base_model.model." + n.replace(".weight", ".lora_A.default.weight")
@@ -279,29 +283,31 @@ def evaluate(o, base, maps, lora, ids, rule=sliding):
         q = rotate(heads("q", H), frequencies(o))
         k = np.repeat(rotate(heads("k", KV), frequencies(o)), H // KV, 0)
         v = np.repeat(heads("v", KV), H // KV, 0)
-        scores = q @ k.transpose(0, 2, 1) / D ** 0.5
         y = np.zeros((H, T, D))
-        linear = i not in o["softmax"]
+        linear, windowed = i not in o["softmax"], "window" in o["kind"]
         if linear:
-            mass = features(o, maps, at, "q", q) @ features(o, maps, at, "k", k).transpose(0, 2, 1)
-        windowed = "window" in o["kind"]
+            phi_q, phi_k = features(o, maps, at, "q", q), features(o, maps, at, "k", k)
+        if linear and states is not None:
+            N = np.array(rule(o, T)[1] if windowed else range(T), int)
+            states += [phi_k[:, N].transpose(0, 2, 1) @ v[:, N], phi_k[:, N].sum(1)]
         if linear and windowed:
             gamma, lam = factors(o, maps, at)
         for t in range(T):
+            scores = np.einsum("hd,hjd->hj", q[:, t], k[:, :t + 1]) / D ** 0.5
             if not linear:
-                y[:, t] = np.einsum("hj,hjd->hd", softmax(scores[:, t, :t + 1]), v[:, :t + 1])
+                y[:, t] = np.einsum("hj,hjd->hd", softmax(scores), v[:, :t + 1])
                 continue
-            a = np.zeros((H, T))
+            a, mass = np.zeros((H, t + 1)), np.einsum("hf,hjf->hj", phi_q[:, t], phi_k[:, :t + 1])
             if windowed:
                 S, N = (np.array(s, int) for s in rule(o, t))
-                s = scores[:, t, S]
+                s = scores[:, S]
                 a[:, S] = gamma[:, None] * np.exp(s - s.max(-1, keepdims=True))
-                a[:, N] += lam[:, None] * mass[:, t, N]
+                a[:, N] += lam[:, None] * mass[:, N]
                 den = a.sum(-1)
             else:
-                a[:, :t + 1] = mass[:, t, :t + 1]
+                a = mass
                 den = a.sum(-1) + 1e-12
-            y[:, t] = np.einsum("hj,hjd->hd", a, v) / den[:, None]
+            y[:, t] = np.einsum("hj,hjd->hd", a, v[:, :t + 1]) / den[:, None]
         x = x + y.transpose(1, 0, 2).reshape(T, H * D) @ w[at + "self_attn.o_proj.weight"].T
         h = rms(x, w[at + "post_attention_layernorm.weight"])
         gate = h @ w[at + "mlp.gate_proj.weight"].T
@@ -315,6 +321,17 @@ def export(folder, out, args):
              for a in args]
     subprocess.run([sys.executable, "-m", "export", *paths, "-o", out, "--type", "f32"], cwd=ROOT,
                    check=True, stderr=subprocess.DEVNULL)
+
+
+def save_states(name, changes, rule):
+    """float32 [1, n]: per linear layer S, then z, after 4,096 tokens."""
+    o = {**BASE, **changes}
+    t = np.arange(4096)
+    states = []
+    evaluate(o, *make(name, o), (t * t * 7 + t * 3 + t // 11) % V, rule, states)
+    os.makedirs(STATES, exist_ok=True)
+    np.save(os.path.join(STATES, name + ".npy"),
+            np.concatenate([x.ravel() for x in states]).astype(np.float32)[None])
 
 
 def build(name, changes, path):
@@ -369,6 +386,8 @@ def main():
             path = os.path.join(OUT, name)
             o, logits = build(name, changes, path)
             np.save(path + ".logits.npy", logits(sliding))
+            if name in WITH_STATES:
+                save_states(name, changes, sliding)
             print(name, f"rms {np.sqrt(np.mean(logits(sliding) ** 2)):.2f}")
     if not chosen or "window_sinks" in chosen:
         path = os.path.join(OUT, "window_sinks")
@@ -379,6 +398,7 @@ def main():
             path = os.path.join(MODES, name)
             o, logits = build(name, changes, path)
             W = o["W"]
+            save_states(name, changes, terrace)
             np.save(path + ".terrace.npy", logits(terrace))
             np.save(path + ".sliding.npy", logits(sliding))
             np.save(path + ".terrace_41.npy", logits(then_sliding(41)))
