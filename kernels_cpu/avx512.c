@@ -10,7 +10,7 @@ typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 
 #define LANES 16
-#define QUERIES 4
+#define QUERIES 8
 #define STRIPS 2
 #define FLOAT_COLUMNS 8
 #define TABLE kernels_avx512

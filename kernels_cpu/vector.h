@@ -317,21 +317,17 @@ INLINE void attend_of(kv_kind kind, const kv_view *page, int head_dim, const att
     int c = 0;
     for (; c + QUERIES <= n; c += QUERIES)
         attend_tile(kind, page, head_dim, queries + c, QUERIES);
-    switch (n - c) {
+#if QUERIES > 4
+    for (; c + 4 <= n; c += 4)
+        attend_tile(kind, page, head_dim, queries + c, 4);
+#endif
 #if QUERIES > 3
-    case 3:
+    for (; c + 3 <= n; c += 3)
         attend_tile(kind, page, head_dim, queries + c, 3);
-        break;
 #endif
-#if QUERIES > 2
-    case 2:
+    for (; c + 2 <= n; c += 2)
         attend_tile(kind, page, head_dim, queries + c, 2);
-        break;
-#endif
-    case 1:
-        attend_tile(kind, page, head_dim, queries + c, 1);
-        break;
-    }
+    if (c < n) attend_tile(kind, page, head_dim, queries + c, 1);
 }
 
 static void exp_shifted(float *out, const float *x, float sign, float shift, size_t n) {
