@@ -249,6 +249,29 @@ static linnet_status read_delta(keys *k, config *c, linnet_error *err) {
     return LINNET_OK;
 }
 
+/* What the gate of a gated feed-forward goes through; silu, the first, where the key is absent. */
+static linnet_status read_activation(const keys *k, config *c, linnet_error *err) {
+    static const struct {
+        const char *name;
+        ffn_kind kind;
+    } gates[] = {{"silu", FFN_SILU_GATED},
+                 {"gelu", FFN_GELU_GATED},
+                 {"sigmoid", FFN_SIGMOID_GATED},
+                 {"powlu", FFN_POWLU_GATED}};
+    gguf_str v = {"", 0};
+    linnet_status s = gguf_get_str(k->g, "linnet.feed_forward.activation", false, &v, err);
+    if (s || !v.n) return s;
+    for (size_t i = 0; c->ffn == FFN_SILU_GATED && i < sizeof gates / sizeof *gates; i++)
+        if (str_is(v, gates[i].name)) {
+            c->ffn = gates[i].kind;
+            return LINNET_OK;
+        }
+    return fail(err, LINNET_ERR_UNSUPPORTED,
+                "%s: linnet.feed_forward.activation is '%.*s', expected silu, gelu, sigmoid or "
+                "powlu of a gated feed-forward",
+                gguf_path(k->g), (int)min_size(v.n, 40), v.p);
+}
+
 static linnet_status supported_architecture(const keys *k, size_t *index, linnet_error *err) {
     for (*index = 0; *index < N_ARCHITECTURES; ++*index)
         if (!strcmp(k->arch, architectures[*index].name)) return LINNET_OK;
@@ -333,17 +356,7 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
         return fail(err, LINNET_ERR_UNSUPPORTED,
                     "%s: linnet.rope.pairing is '%.*s', expected halves or none", gguf_path(g),
                     (int)min_size(pairing.n, 40), pairing.p);
-    gguf_str activation = {"", 0};
-    if ((s = gguf_get_str(g, "linnet.feed_forward.activation", false, &activation, err))) return s;
-    if (str_is(activation, "gelu") && c->ffn == FFN_SILU_GATED)
-        c->ffn = FFN_GELU_GATED;
-    else if (str_is(activation, "sigmoid") && c->ffn == FFN_SILU_GATED)
-        c->ffn = FFN_SIGMOID_GATED;
-    else if (activation.n && !(str_is(activation, "silu") && c->ffn == FFN_SILU_GATED))
-        return fail(err, LINNET_ERR_UNSUPPORTED,
-                    "%s: linnet.feed_forward.activation is '%.*s', expected silu, gelu or sigmoid "
-                    "of a gated feed-forward",
-                    gguf_path(g), (int)min_size(activation.n, 40), activation.p);
+    if ((s = read_activation(&k, c, err))) return s;
     double eps = 1e-5;
     const char *eps_key =
         c->norm == NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon";

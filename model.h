@@ -38,8 +38,15 @@ enum {
 
 typedef enum { NORM_RMS, NORM_LAYER } norm_kind;
 typedef enum { ROPE_NONE, ROPE_PAIRS, ROPE_HALVES } rope_kind; /* (2i, 2i+1) or (i, i + d/2) */
-/* gate(W_gate x) * W_up x with silu, exact gelu or sigmoid; or gelu (tanh form) of W_up x. */
-typedef enum { FFN_SILU_GATED, FFN_GELU_GATED, FFN_SIGMOID_GATED, FFN_GELU } ffn_kind;
+/* gate(W_gate x) * W_up x with silu, exact gelu, sigmoid or powlu; or gelu (tanh form) of W_up x.
+ */
+typedef enum {
+    FFN_SILU_GATED,
+    FFN_GELU_GATED,
+    FFN_SIGMOID_GATED,
+    FFN_POWLU_GATED,
+    FFN_GELU
+} ffn_kind;
 
 typedef enum { DELTA_SILU, DELTA_RELU, DELTA_ELU, DELTA_IDENTITY } delta_activation;
 

@@ -23,6 +23,7 @@ typedef struct {
     matrix w_qkv, w_gate, w_beta, w_alpha, w_out; /* rows 0: the layer has none */
     bool joint;  /* w_beta has both: per q/k head the rows of beta, then of alpha (Qwen3-Next) */
     float *conv; /* [taps, channels] or NULL */
+    float *conv_bias;           /* [channels] or NULL */
     float *log_decay, *dt_bias; /* [n_value_heads] -exp(A_log), or NULL */
     float *norm;                /* [value_dim] */
     size_t taps;                /* of the convolution, 1 without */
@@ -72,6 +73,9 @@ static linnet_status load(loader *l, int layer, void **weights, bool gated, linn
                          err)))
         return s;
     if (conv && (s = load_taps(l, layer, "ssm_conv1d.weight", z.taps, z.channels, &w->conv, err)))
+        return s;
+    if (conv && (s = load_vector(l, layer, "ssm_conv1d.bias", true, z.channels, 0, z.channels,
+                                 &w->conv_bias, err)))
         return s;
     if (gate &&
         (s = load_matrix(l, layer, "attn_gate.weight", z.values, 0, z.values, d, &w->w_gate, err)))
@@ -184,7 +188,8 @@ static void convolve(const pass *p, const delta_weights *w, const sizes *z, cons
     const float *old = state_taps(p, z, r, layer);
     for (size_t j = 0; j + 1 + back < z->taps; j++)
         x[j] = old + (j + back) * z->channels;
-    p->k->short_conv(a->mixed + r * z->channels, x, w->conv, z->channels, z->taps, c0, c1, silu);
+    p->k->short_conv(a->mixed + r * z->channels, x, w->conv, w->conv_bias, z->channels, z->taps, c0,
+                     c1, silu);
 }
 
 /* Head h of row r: of q (h < heads), of k, then of v with its a and b. */

@@ -230,6 +230,15 @@ static void gelu_mul(float *gate, const float *up, size_t n) {
         gate[i] *= (float)(0.5 * (1.0 + erf((double)gate[i] * M_SQRT1_2))) * up[i];
 }
 
+/* gate = gate^p sigmoid(gate) * up, p = 3 / (sqrt(gate) + 1) above 0, else 1: PowLU of
+ * flash-linear-attention. */
+static void powlu_mul(float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        double g = (double)gate[i], x = g <= 0 ? g : pow(g, 3 / (sqrt(g) + 1));
+        gate[i] = (float)(x / (1 + exp(-g))) * up[i];
+    }
+}
+
 /* Input of the down projection: the activated gate times up, or gelu(up), and its quantization,
  * block by block. */
 static void activate(pass *p, const activations *a, size_t r, size_t b, size_t run) {
@@ -244,6 +253,9 @@ static void activate(pass *p, const activations *a, size_t r, size_t b, size_t r
         break;
     case FFN_SIGMOID_GATED:
         p->k->sigmoid_mul(p->gate + at, p->up + at, n);
+        break;
+    case FFN_POWLU_GATED:
+        powlu_mul(p->gate + at, p->up + at, n);
         break;
     case FFN_GELU:
         p->k->gelu(p->gate + at, n);

@@ -6,9 +6,10 @@
 
 #include <unistd.h>
 
-static const char *const names[] = {
-    "delta_relu_sum_no_conv", "delta_identity_sum_wide", "delta_elu_twice_beta", "delta_odd_heads",
-    "delta_hybrid_list",      "gated_delta_groups",      "gated_delta_hybrid"};
+static const char *const names[] = {"delta_relu_sum_no_conv", "delta_identity_sum_wide",
+                                    "delta_elu_twice_beta",   "delta_odd_heads",
+                                    "delta_hybrid_list",      "delta_conv_bias_powlu",
+                                    "gated_delta_groups",     "gated_delta_hybrid"};
 enum { N_NAMES = sizeof names / sizeof *names, LONG = 4096 };
 
 static linnet_model *open_named(const char *name, linnet_activations act, int threads) {

@@ -109,6 +109,23 @@ class Delta(Case):
         self.assertEqual(meta["linnet.context_length"], 2048)
         self.assertAlmostEqual(meta["linnet.attention.layer_norm_rms_epsilon"], 1e-6, places=12)
 
+    def test_convolutions_with_bias(self):
+        _, out, w = self.both({**GATED, "conv_bias": True})
+        self.assertEqual(self.types["blk.0.ssm_conv1d.bias"], "F32")
+        np.testing.assert_array_equal(out["blk.1.ssm_conv1d.bias"], np.concatenate(
+            [w[f"model.layers.1.attn.{x}_conv1d.bias"] for x in "qkv"]))
+        self.refused("k_conv1d.bias is missing", {**GATED, "conv_bias": True},
+                     lambda w: w.pop("model.layers.1.attn.k_conv1d.bias"))
+
+    def test_powlu(self):
+        meta, _, _ = self.both({**PLAIN, "hidden_act": "powlu"})
+        self.assertEqual(meta["linnet.feed_forward.activation"], "powlu")
+
+    def test_widths(self):
+        """A product that is whole but for rounding: 100 * 0.29 is 28.999999999999996."""
+        meta, _, _ = self.both({**PLAIN, "hidden_size": 100, "num_heads": 1, "expand_k": 0.29})
+        self.assertEqual(meta["linnet.delta.key_length"], 29)
+
     def test_tied(self):
         _, out, _ = self.both({**PLAIN, "tie_word_embeddings": True})
         self.assertNotIn("output.weight", out)
@@ -124,7 +141,10 @@ class Delta(Case):
     def test_refused_options(self):
         for change, pattern in (
                 ({"attnres_block_size": 2}, "attnres_block_size = 2 is not supported"),
-                ({"hidden_act": "powlu"}, "hidden_act = 'powlu' is not supported"),
+                ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, expected 'swish' or "
+                                         "'silu' or 'powlu'"),
+                ({"norm_eps": 10 ** 400}, "norm_eps is 10*, expected a number above 0"),
+                ({"norm_eps": 1e-320}, "norm_eps is 1e-320, expected .* that float32 holds"),
                 ({"share_conv_kernel": True}, "share_conv_kernel = True"),
                 ({"use_rope": True}, "use_rope = True"),
                 ({"use_elu": True}, "use_elu = True")):

@@ -1,4 +1,5 @@
 """flash-linear-attention's delta_net and gated_deltanet, pure or with softmax layers (`attn`)."""
+import math
 from functools import partial
 
 import numpy as np
@@ -41,7 +42,8 @@ def negative_exp(a_log):
 
 def width(config, key, default, base):
     """base * expand, as an integer: flash-linear-attention 0.5 cut it, 0.6 wants it whole."""
-    n = int(base * config.number(key, default=default))
+    exact = base * config.number(key, default=default)
+    n = round(exact) if math.isclose(exact, round(exact)) else int(exact)
     if n < 1:
         raise ExportError(f"{config.path}: {key} leaves no dimensions of {base}")
     return n
@@ -109,7 +111,7 @@ def plan(config, names):
     gated = config.str("model_type") == "gated_deltanet"
     p = Plan("linnet", config.int("vocab_size", default=32000))
     refuse_foreign_options(config)
-    config.only("hidden_act", "swish", "silu")
+    act = choice(config, "hidden_act", "swish", "swish", "silu", "powlu")
     refuse_present(config, "attnres_block_size")
     for key in ("share_conv_kernel", "use_rope", "use_elu", "use_residual"):  # of spring 2024
         config.only(key, False)
@@ -148,6 +150,8 @@ def plan(config, names):
     p.u32("context_length", config.int("max_position_embeddings", default=2048))
     p.u32("embedding_length", D)
     p.u32("feed_forward_length", I)
+    if act == "powlu":
+        p.str("feed_forward.activation", act)
     p.f32("attention.layer_norm_rms_epsilon", eps)
     mixer = "gated_delta_net" if gated else "delta_net"
     p.metadata.append(("linnet.mixers", "array",
@@ -184,8 +188,8 @@ def plan(config, names):
         if i in softmax.layers:
             attention(p, src, dst, D, *softmax.shared[:2], softmax.bias[i])
         else:
-            delta(p, src, dst, D, gated, (H * K, H * K, HV * V), HV, V, W if has_conv else 0,
-                  has_beta, has_gate)
+            delta(p, names, src, dst, D, gated, (H * K, H * K, HV * V), HV, V,
+                  W if has_conv else 0, has_beta, has_gate)
         mlp(p, names, f"{at}layers.{i}.mlp.", dst, D, I)
     p.ignorable += COMMON_IGNORABLE + [r".*\.attn\.rotary\.inv_freq"]
     if gated:
@@ -202,18 +206,21 @@ def attention(p, src, dst, D, heads, kv, bias):
     p.matrix(dst + "attn_output.weight", src + "o_proj.weight", (D, D))
 
 
-def delta(p, src, dst, D, gated, parts, HV, V, W, has_beta, has_gate):
+def delta(p, names, src, dst, D, gated, parts, HV, V, W, has_beta, has_gate):
     def joined(name, suffix, shapes, make, f32=False):
-        p.tensors.append(Out(dst + name, tuple(f"{src}{x}_{suffix}.weight" for x in "qkv"),
+        p.tensors.append(Out(dst + name, tuple(f"{src}{x}_{suffix}" for x in "qkv"),
                              tuple(shapes), make, f32=f32))
 
     def small(name, source):  # a few rows that steer the whole state: never quantized
         p.matrix(dst + name, src + source, (HV, D))
         p.tensors[-1].f32 = True
 
-    joined("attn_qkv.weight", "proj", [(n, D) for n in parts], join_rows)
+    joined("attn_qkv.weight", "proj.weight", [(n, D) for n in parts], join_rows)
     if W:
-        joined("ssm_conv1d.weight", "conv1d", [(n, 1, W) for n in parts], join_conv, f32=True)
+        joined("ssm_conv1d.weight", "conv1d.weight", [(n, 1, W) for n in parts], join_conv,
+               f32=True)
+        if any(f"{src}{x}_conv1d.bias" in names for x in "qkv"):  # conv_bias, not in any config
+            joined("ssm_conv1d.bias", "conv1d.bias", [(n,) for n in parts], join_rows, f32=True)
     if has_beta:
         small("ssm_beta.weight", "b_proj.weight")
     if gated:

@@ -48,6 +48,8 @@ MODELS = {
                         "expand_v": 1.5, "qk_activation": "identity", "use_gate": True},
     "delta_hybrid_list": {**DELTA, "num_hidden_layers": 3, "attn": [
         WINDOW, {**WINDOW, "layers": [2], "window_size": None, "qkv_bias": True}]},
+    "delta_conv_bias_powlu": {**DELTA, "conv_bias": True, "hidden_act": "powlu",
+                              "qk_activation": "relu"},
     "gated_delta_groups": {**GATED, "num_v_heads": 6, "head_dim": 11, "expand_v": 1.75,
                            "output_gate_activation": "sigmoid", "allow_neg_eigval": True},
     "gated_delta_hybrid": {**GATED, "num_hidden_layers": 3, "use_gate": False, "head_dim": 20,
@@ -79,8 +81,8 @@ def dims(c):
         K = c["head_dim"]
         return c["num_heads"], c["num_v_heads"] or c["num_heads"], K, int(K * c["expand_v"])
     H = c["num_heads"]
-    return (H, H, int(c["hidden_size"] * c["expand_k"]) // H,
-            int(c["hidden_size"] * c["expand_v"]) // H)
+    return (H, H, round(c["hidden_size"] * c["expand_k"]) // H,
+            round(c["hidden_size"] * c["expand_v"]) // H)
 
 
 def entry_of(c, i):
@@ -114,6 +116,8 @@ def shapes(c):
             out[f"{at}{x}_proj.weight"] = (n, D)
             if c["use_short_conv"]:
                 out[f"{at}{x}_conv1d.weight"] = (n, 1, W)
+                if c.get("conv_bias"):  # an argument of upstream's layers, which no config sets
+                    out[f"{at}{x}_conv1d.bias"] = (n,)
         gated = c["model_type"] == "gated_deltanet"
         if gated or c["use_beta"]:
             out[at + "b_proj.weight"] = (HV, D)
@@ -164,6 +168,11 @@ def rms(x, w, eps):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * w
 
 
+def powlu(x):
+    p = np.where(x > 0, 3 / (np.sqrt(np.maximum(x, 0)) + 1), 1)
+    return np.where(x > 0, np.maximum(x, 1e-300) ** p, x) * sigmoid(x)
+
+
 def convolve(x, w):
     """x [T, C], w [C, 1, W]: the last tap is the current token."""
     W = w.shape[2]
@@ -180,7 +189,7 @@ def delta_layer(c, w, x, states=None):
     for part in "qkv":
         y = x @ w[part + "_proj.weight"].T
         if c["use_short_conv"]:
-            y = convolve(y, w[part + "_conv1d.weight"])
+            y = convolve(y, w[part + "_conv1d.weight"]) + w.get(part + "_conv1d.bias", 0)
         parts.append(silu(y) if part == "v" or activation == "silu" else y)
     q, k = (y.reshape(n, H, K) for y in parts[:2])
     v = parts[2].reshape(n, HV, V)
@@ -255,7 +264,8 @@ def logits_of(c, weights, ids, states=None):
         h = h + (softmax_layer(e, layer, x) if e else delta_layer(c, layer, x, states))
         x = rms(h, w[at + "mlp_norm.weight"], c["norm_eps"])
         gate, up = (x @ w[f"{at}mlp.{p}_proj.weight"].T for p in ("gate", "up"))
-        h = h + (silu(gate) * up) @ w[at + "mlp.down_proj.weight"].T
+        act = powlu if c["hidden_act"] == "powlu" else silu
+        h = h + (act(gate) * up) @ w[at + "mlp.down_proj.weight"].T
     head = "model.embeddings.weight" if c["tie_word_embeddings"] else "lm_head.weight"
     return rms(h, w["model.norm.weight"], c["norm_eps"]) @ w[head].T
 
