@@ -156,6 +156,11 @@ static linnet_status load(loader *l, int layer, void **weights, linnet_error *er
                     {"attn_k.weight", "attn_k.bias", kv, d, &w->wk},
                     {"attn_v.weight", "attn_v.bias", kv, d, &w->wv},
                     {"attn_output.weight", "attn_output.bias", d, q, &w->wo}};
+    if (l->model->heads_differ)
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: layer %d has LoLCATs' attention, but heads or rotary frequencies differ "
+                    "between layers",
+                    gguf_path(l->model->file), layer);
     linnet_status s = read_options(l, layer, w, err);
     for (int i = 0; i < 4 && !s; i++) {
         size_t rows = matrices[i].rows;

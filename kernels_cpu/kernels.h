@@ -73,6 +73,7 @@ typedef struct {
 } attend_sum;
 
 typedef enum { KV_F16, KV_F32, KV_Q8_0 } kv_kind;
+enum { KV_KINDS = KV_Q8_0 + 1 };
 
 /* One KV head of a page: K transposed [head_dim][64], V [64][head_dim_padded]; with KV_Q8_0 int8
  * and f16 scales kd [head_dim/32][64], vd [64][head_dim/32]. */

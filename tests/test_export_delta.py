@@ -74,6 +74,27 @@ class Delta(Case):
         np.testing.assert_array_equal(out["blk.2.attn_k.weight"],
                                       w["model.layers.2.attn.k_proj.weight"])
 
+    def test_entries_that_differ(self):
+        """One number for all layers or one for each; the others get the first softmax layer's."""
+        one = {"layers": [3], "num_heads": 4, "num_kv_heads": 2}
+        base = {**PLAIN, "num_hidden_layers": 4}
+        for other, keys in (
+                ({"num_heads": 8, "num_kv_heads": 2}, {"attention.head_count": [8, 8, 8, 4],
+                                                       "attention.head_count_kv": 2,
+                                                       "rope.freq_base": 10000.0}),
+                ({"num_heads": 4}, {"attention.head_count": 4,
+                                    "attention.head_count_kv": [4, 4, 4, 2],
+                                    "rope.freq_base": 10000.0}),
+                ({"num_heads": 4, "num_kv_heads": 2, "rope_theta": 500},
+                 {"attention.head_count": 4, "attention.head_count_kv": 2,
+                  "rope.freq_base": [500.0, 500.0, 500.0, 10000.0]})):
+            meta, out, _ = self.both({**base, "attn": [one, {"layers": [1], "window_size": 9,
+                                                             "qkv_bias": True, **other}]})
+            self.assertEqual({k: meta["linnet." + k] for k in keys}, keys)
+            self.assertEqual(meta["linnet.attention.window_layers"], [0, 9, 0, 0])
+            self.assertIn("blk.1.attn_q.bias", out)
+            self.assertNotIn("blk.3.attn_q.bias", out)
+
     def test_small_tensors_stay_f32(self):
         for kind in ("q8_0", "q4_0", "f16", "bf16"):
             self.both({**GATED, "num_hidden_layers": 1}, kind)

@@ -100,7 +100,7 @@ class Out:
 class Plan:
     arch: str
     n_rows: int  # of the embedding: the vocabulary is padded to it
-    metadata: list = field(default_factory=list)  # (key, "u32" | "f32" | "str" | "u32s", value)
+    metadata: list = field(default_factory=list)  # (key, "u32" | "f32" | "str" | "u32s" | "f32s", value)
     tensors: list = field(default_factory=list)
     ignorable: list = field(default_factory=list)  # regular expressions for full names
     notes: list = field(default_factory=list)

@@ -69,8 +69,8 @@ class Softmax:
     """The `attn` of a hybrid: a dict, or a list of them, each with its own layers."""
 
     def __init__(self, config, n_layers, D):
-        self.layers, self.window, self.bias = set(), [0] * n_layers, {}
-        self.shared = None  # what all entries must agree on
+        self.window = [0] * n_layers
+        self.layers = {}  # layer: (num_heads, num_kv_heads, rope_theta, qkv_bias)
         v = config.values.get("attn")
         entries = v if isinstance(v, list) else [] if v is None else [v]
         for e in entries:
@@ -85,7 +85,7 @@ class Softmax:
                                                    for i in layers):
             raise ExportError(f"{entry.path}: layers is {layers!r:.60}, expected a list of layer "
                               f"numbers below {n_layers}")
-        twice = self.layers & set(layers)
+        twice = self.layers.keys() & set(layers)
         if twice:
             raise ExportError(f"{entry.path}: layer {min(twice)} is in two entries")
         heads = entry.int("num_heads")
@@ -94,17 +94,27 @@ class Softmax:
         if D % heads or D // heads % 2 or heads % kv:
             raise ExportError(f"{entry.path}: num_heads {heads} must cut hidden_size {D} into even "
                               f"parts and be a multiple of num_kv_heads {kv}")
-        if not layers:
-            return
-        if self.shared not in (None, (heads, kv, theta)):
-            raise ExportError(f"{entry.path}: entries with different num_heads, num_kv_heads or "
-                              "rope_theta are not supported")
-        self.shared = heads, kv, theta
-        self.layers |= set(layers)
         window = entry.int("window_size", default=None) or 0
+        bias = entry.bool("qkv_bias", default=False)
         for i in layers:
             self.window[i] = window
-            self.bias[i] = entry.bool("qkv_bias", default=False)
+            self.layers[i] = heads, kv, theta, bias
+
+    def write(self, p):
+        """One number for all layers, or one for each where softmax layers differ; the others get
+        that of the first softmax layer."""
+        if not self.layers:
+            return
+        first = self.layers[min(self.layers)]
+        keys = (("attention.head_count", p.u32, "u32s"), ("attention.head_count_kv", p.u32, "u32s"),
+                ("rope.freq_base", p.f32, "f32s"))
+        for n, (key, one, array) in enumerate(keys):
+            each = [self.layers.get(i, first)[n] for i in range(len(self.window))]
+            if len(set(each)) == 1:
+                one(key, each[0])
+            else:
+                p.metadata.append((f"{p.arch}.{key}", array, each))
+        write_windows(p, self.window)
 
 
 def plan(config, names):
@@ -167,12 +177,7 @@ def plan(config, names):
     p.f32("delta.beta_scale", 2.0 if config.bool("allow_neg_eigval", default=False) else 1.0)
     p.f32("delta.norm_epsilon", eps)
     p.str("delta.gate_activation", "sigmoid" if gate == "sigmoid" else "silu")
-    if softmax.layers:
-        heads, kv, theta = softmax.shared
-        p.u32("attention.head_count", heads)
-        p.u32("attention.head_count_kv", kv)
-        p.f32("rope.freq_base", theta)
-        write_windows(p, [softmax.window[i] if i in softmax.layers else 0 for i in range(n_layers)])
+    softmax.write(p)
 
     at = choose_prefix(names, "model.", "embeddings.weight")
     embedding(config, p, names, at + "embeddings.weight", D, default_tied=False)
@@ -186,7 +191,8 @@ def plan(config, names):
             p.vector(f"{dst}{ours}.weight", f"{src}{name}.weight", D)
         src += "attn."
         if i in softmax.layers:
-            attention(p, src, dst, D, *softmax.shared[:2], softmax.bias[i])
+            heads, kv, _, bias = softmax.layers[i]
+            attention(p, src, dst, D, heads, kv, bias)
         else:
             delta(p, names, src, dst, D, gated, (H * K, H * K, HV * V), HV, V,
                   W if has_conv else 0, has_beta, has_gate)

@@ -48,6 +48,10 @@ MODELS = {
                         "expand_v": 1.5, "qk_activation": "identity", "use_gate": True},
     "delta_hybrid_list": {**DELTA, "num_hidden_layers": 3, "attn": [
         WINDOW, {**WINDOW, "layers": [2], "window_size": None, "qkv_bias": True}]},
+    "delta_hybrid_shapes": {**DELTA, "hidden_size": 48, "num_hidden_layers": 4, "attn": [
+        {**WINDOW, "layers": [3]}, {"layers": [0], "num_heads": 2, "num_kv_heads": 1,
+                                    "qkv_bias": True, "window_size": 70},
+        {**WINDOW, "layers": [1], "num_heads": 8, "num_kv_heads": 8, "window_size": None}]},
     "delta_conv_bias_powlu": {**DELTA, "conv_bias": True, "hidden_act": "powlu",
                               "qk_activation": "relu"},
     "gated_delta_groups": {**GATED, "num_v_heads": 6, "head_dim": 11, "expand_v": 1.75,
@@ -105,7 +109,7 @@ def shapes(c):
         out[at + "mlp.down_proj.weight"] = (D, I)
         at += "attn."
         if e:
-            kv = D // e["num_heads"] * (e["num_kv_heads"] or e["num_heads"])
+            kv = D // e["num_heads"] * (e.get("num_kv_heads") or e["num_heads"])
             for x, n in (("q", D), ("k", kv), ("v", kv)):
                 out[f"{at}{x}_proj.weight"] = (n, D)
                 if e.get("qkv_bias"):
@@ -238,13 +242,13 @@ def rotate(x, theta):
 def softmax_layer(e, w, x):
     n, D = x.shape
     H = e["num_heads"]
-    KV, d = e["num_kv_heads"] or H, D // H
+    KV, d = e.get("num_kv_heads") or H, D // H
     q, k, v = (x @ w[p + "_proj.weight"].T + w.get(p + "_proj.bias", 0) for p in "qkv")
     theta = e.get("rope_theta", 10000.0)
     q, k = rotate(q.reshape(n, H, d), theta), rotate(k.reshape(n, KV, d), theta)
     v = v.reshape(n, KV, d)
     back = np.arange(n)[:, None] - np.arange(n)[None]
-    seen = (back >= 0) & (back < (e["window_size"] or n))
+    seen = (back >= 0) & (back < (e.get("window_size") or n))
     o = np.empty((n, H, d))
     for h in range(H):
         g = h // (H // KV)
