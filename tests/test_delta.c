@@ -209,21 +209,33 @@ static void broken_files_are_refused(void **state) {
          "blk.1.ssm_norm.weight is missing"},
         {"blk.0.ssm_beta.weight", "blk.0.ssm_bexx.weight", 0, format,
          "blk.0.ssm_beta.weight is missing"},
-        {"blk.0.ssm_conv1d.weight", "blk.0.ssm_conv2d.weight", 0, unsupported,
-         "blk.0.ssm_conv2d.weight is not part of the architecture"},
+        {"blk.0.ssm_conv1d.weight", "blk.0.ssm_conv2d.weight", 0, format,
+         "blk.0.ssm_conv1d.weight is missing"},
+        {"blk.0.attn_gate.weight", "blk.0.attn_gatx.weight", 0, format,
+         "tensor blk.0.attn_gate.weight is missing, but layer 1 has one"},
+        {"blk.1.attn_gate.weight", "blk.1.attn_gatx.weight", 0, format,
+         "tensor blk.1.attn_gate.weight is missing, but layer 0 has one"},
         {"gated_delta_net", "gated_delta_nex", 0, unsupported,
          "linnet.mixers names 'gated_delta_nex'"},
     };
     for (size_t i = 0; i < sizeof gated / sizeof *gated; i++)
         check_breakage("gated_delta_groups", &gated[i], 0);
     const breakage plain[] = {
+        {"blk.1.ssm_out.weight", "blk.1.ssm_oux.weight", 0, format,
+         "blk.1.ssm_out.weight is missing"},
         {"identity", "identitx", 0, unsupported,
          "qk_activation is 'identitx', expected one of silu relu elu identity"},
-        {"blk.0.attn_gate.weight", "blk.0.ssm_alpha.weight", 0, unsupported,
-         "blk.0.ssm_alpha.weight is not part of the architecture"},
     };
     for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
         check_breakage("delta_identity_sum_wide", &plain[i], 0);
+    const breakage biased[] = {
+        {"blk.1.ssm_conv1d.bias", "blk.1.ssm_conv1d.bixx", 0, format,
+         "tensor blk.1.ssm_conv1d.bias is missing, but layer 0 has one"},
+        {"blk.1.ssm_beta.weight", "blk.1.ssm_bexx.weight", 0, format,
+         "tensor blk.1.ssm_beta.weight is missing, but layer 0 has one"},
+    };
+    for (size_t i = 0; i < sizeof biased / sizeof *biased; i++)
+        check_breakage("delta_conv_bias_powlu", &biased[i], 0);
     static const size_t element = 0, entries = 12; /* of an array, behind its type */
     const struct {
         breakage b;
@@ -245,6 +257,9 @@ static void broken_files_are_refused(void **state) {
          entries + 12},
         {{"linnet.rope.freq_base", NULL, 4, format, "freq_base of layer 0 is nan, expected an f32"},
          element},
+        {{"blk.0.attn_q.bias", "blk.2.ssm_dt.bias", 0, unsupported, /* delta_net has no decay */
+          "blk.2.ssm_dt.bias is not part of the architecture"},
+         0},
         {{"softmax", "lolcats", 0, unsupported,
           "layer 0 has LoLCATs' attention, but heads or rotary frequencies differ between layers"},
          0},

@@ -2,6 +2,7 @@
 import os
 import sys
 import unittest
+import warnings
 
 import numpy as np
 
@@ -146,6 +147,14 @@ class Delta(Case):
         """A product that is whole but for rounding: 100 * 0.29 is 28.999999999999996."""
         meta, _, _ = self.both({**PLAIN, "hidden_size": 100, "num_heads": 1, "expand_k": 0.29})
         self.assertEqual(meta["linnet.delta.key_length"], 29)
+
+    def test_infinite_decay(self):
+        def huge(w):
+            w["model.layers.0.attn.A_log"] = np.full(2, 200, np.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            _, out, _ = self.both(GATED, change=huge)
+        self.assertTrue(np.isinf(out["blk.0.ssm_a"]).all())
 
     def test_tied(self):
         _, out, _ = self.both({**PLAIN, "tie_word_embeddings": True})

@@ -15,6 +15,7 @@ from .base import (
     write_windows,
 )
 from .llama import embedding
+from .qwen_hybrid import minus_exp
 
 KINDS = ("delta_net", "gated_deltanet")
 
@@ -34,10 +35,6 @@ def join_conv(*parts):
 
 def rows(first, last, w):
     return w[first:last]
-
-
-def negative_exp(a_log):
-    return -np.exp(a_log)
 
 
 def width(config, key, default, base):
@@ -231,7 +228,7 @@ def delta(p, names, src, dst, D, gated, parts, HV, V, W, has_beta, has_gate):
         small("ssm_beta.weight", "b_proj.weight")
     if gated:
         small("ssm_alpha.weight", "a_proj.weight")
-        p.vector(dst + "ssm_a", src + "A_log", HV, negative_exp)
+        p.vector(dst + "ssm_a", src + "A_log", HV, minus_exp)
         p.tensors[-1].computes = True
         p.vector(dst + "ssm_dt.bias", src + "dt_bias", HV)
     if has_gate:
