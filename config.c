@@ -24,6 +24,8 @@ static const struct {
 };
 enum { N_ARCHITECTURES = sizeof architectures / sizeof *architectures };
 
+static const double LEAST_BASE = 1.0001, MOST_BASE = 1e12; /* of rotary frequencies */
+
 /* "arch.suffix" in a buffer that the next call overwrites. */
 typedef struct {
     const gguf *g;
@@ -43,6 +45,11 @@ static linnet_status get_int(keys *k, const char *suffix, bool required, int lo,
     return s;
 }
 
+/* Heads differ between layers in architecture linnet: config_heads reads them after the first. */
+static bool may_differ(const keys *k, const char *suffix) {
+    return !strcmp(k->arch, "linnet") && !strncmp(suffix, "attention.head_count", 20);
+}
+
 /* A key that is one integer, or one per layer that must all be equal. */
 static linnet_status get_uniform(keys *k, const char *suffix, bool required, int lo, int hi,
                                  int *out, linnet_error *err) {
@@ -53,7 +60,7 @@ static linnet_status get_uniform(keys *k, const char *suffix, bool required, int
                     gguf_path(k->g), k->buffer);
     int64_t first = gguf_int_at(kv, 0);
     for (uint64_t i = 1; i < kv->count; i++)
-        if (gguf_int_at(kv, i) != first)
+        if (gguf_int_at(kv, i) != first && !may_differ(k, suffix))
             return fail(
                 err, LINNET_ERR_UNSUPPORTED,
                 "%s: %s differs between layers (%lld and %lld), which this version cannot run",
@@ -94,6 +101,19 @@ static void yarn_frequencies(config *c, double base, double factor, double origi
     }
 }
 
+/* base^(-2i/dim) behind the frequencies that are there, at *at. */
+static linnet_status add_frequencies(config *c, int dim, double base, size_t *at,
+                                     linnet_error *err) {
+    size_t half = (size_t)dim / 2;
+    float *grown = realloc(c->rope_freq, (c->n_angles + half) * sizeof *grown);
+    if (!grown) return fail(err, LINNET_ERR_MEMORY, "no memory for rope frequencies");
+    c->rope_freq = grown;
+    *at = c->n_angles;
+    for (size_t i = 0; i < half; i++)
+        grown[c->n_angles++] = 1.0f / powf((float)base, (float)(2 * i) / (float)dim);
+    return LINNET_OK;
+}
+
 static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
     double base = 10000, factor = 1, attn = 1, fast = 32, slow = 1;
     int original = c->n_ctx_train;
@@ -101,7 +121,9 @@ static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
     linnet_status s;
     c->rope_dim = c->head_dim;
     c->rope_scale = 1;
-    if ((s = get_float(k, "rope.freq_base", 1.0001, 1e12, &base, err)) ||
+    const gguf_kv *bases = gguf_find(k->g, key(k, "rope.freq_base"));
+    bool differ = bases && bases->type == GGUF_ARRAY && !strcmp(k->arch, "linnet");
+    if ((!differ && (s = get_float(k, "rope.freq_base", LEAST_BASE, MOST_BASE, &base, err))) ||
         (s = get_int(k, "rope.dimension_count", false, 2, c->head_dim, &c->rope_dim, err)) ||
         (s = gguf_get_str(k->g, key(k, "rope.scaling.type"), false, &type, err)) ||
         (s = get_float(k, "rope.scaling.factor", 1e-3, 1e6, &factor, err)) ||
@@ -114,11 +136,11 @@ static linnet_status read_rope(keys *k, config *c, linnet_error *err) {
         return fail(err, LINNET_ERR_FORMAT,
                     "%s: %s.rope.dimension_count is %d, expected an even number", gguf_path(k->g),
                     k->arch, c->rope_dim);
+    if (differ && bases->element == GGUF_F32 && bases->count) base = gguf_float_at(bases, 0);
     int half = c->rope_dim / 2;
-    if (!(c->rope_freq = malloc((size_t)half * sizeof(float))))
-        return fail(err, LINNET_ERR_MEMORY, "no memory for rope frequencies");
-    for (int i = 0; i < half; i++)
-        c->rope_freq[i] = 1.0f / powf((float)base, (float)(2 * i) / (float)c->rope_dim);
+    size_t at;
+    if ((s = add_frequencies(c, c->rope_dim, base, &at, err))) return s;
+    c->rope_base = base;
     if (str_is(type, "linear")) {
         for (int i = 0; i < half; i++)
             c->rope_freq[i] /= (float)factor;
@@ -249,6 +271,29 @@ static linnet_status read_delta(keys *k, config *c, linnet_error *err) {
     return LINNET_OK;
 }
 
+/* What the gate of a gated feed-forward goes through; silu, the first, where the key is absent. */
+static linnet_status read_activation(const keys *k, config *c, linnet_error *err) {
+    static const struct {
+        const char *name;
+        ffn_kind kind;
+    } gates[] = {{"silu", FFN_SILU_GATED},
+                 {"gelu", FFN_GELU_GATED},
+                 {"sigmoid", FFN_SIGMOID_GATED},
+                 {"powlu", FFN_POWLU_GATED}};
+    gguf_str v = {"", 0};
+    linnet_status s = gguf_get_str(k->g, "linnet.feed_forward.activation", false, &v, err);
+    if (s || !v.n) return s;
+    for (size_t i = 0; c->ffn == FFN_SILU_GATED && i < sizeof gates / sizeof *gates; i++)
+        if (str_is(v, gates[i].name)) {
+            c->ffn = gates[i].kind;
+            return LINNET_OK;
+        }
+    return fail(err, LINNET_ERR_UNSUPPORTED,
+                "%s: linnet.feed_forward.activation is '%.*s', expected silu, gelu, sigmoid or "
+                "powlu of a gated feed-forward",
+                gguf_path(k->g), (int)min_size(v.n, 40), v.p);
+}
+
 static linnet_status supported_architecture(const keys *k, size_t *index, linnet_error *err) {
     for (*index = 0; *index < N_ARCHITECTURES; ++*index)
         if (!strcmp(k->arch, architectures[*index].name)) return LINNET_OK;
@@ -261,6 +306,22 @@ static linnet_status supported_architecture(const keys *k, size_t *index, linnet
                 k->arch, list);
 }
 
+static linnet_status check_heads(const gguf *g, int heads, int kv_heads, int head_dim,
+                                 linnet_error *err) {
+    if (head_dim < 1 || head_dim > MAX_HEAD_DIM || head_dim % 2)
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: heads of %d dimensions: expected an even number up to %d", gguf_path(g),
+                    head_dim, MAX_HEAD_DIM);
+    if (heads % kv_heads || heads / kv_heads > ATTEND_GROUP)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: %d heads over %d KV heads: expected a multiple of at most %d",
+                    gguf_path(g), heads, kv_heads, ATTEND_GROUP);
+    if ((int64_t)heads * head_dim > MAX_DIM)
+        return fail(err, LINNET_ERR_FORMAT, "%s: %d heads of %d dimensions exceed %d", gguf_path(g),
+                    heads, head_dim, MAX_DIM);
+    return LINNET_OK;
+}
+
 linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_error *err) {
     keys k = {.g = g};
     gguf_str arch;
@@ -268,6 +329,7 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
     if (s) return s;
     snprintf(k.arch, sizeof k.arch, "%.*s", (int)min_size(arch.n, 60), arch.p);
     memcpy(arch_out, k.arch, sizeof k.arch);
+    c->own_format = !strcmp(k.arch, "linnet");
     size_t a;
     if ((s = supported_architecture(&k, &a, err))) return s;
     c->norm = architectures[a].norm;
@@ -310,21 +372,11 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
     if ((s = gguf_get_int(g, "linnet.attention.n_sink", false, 0, MAX_SINKS, &sinks, err)))
         return s;
     c->n_sink = (int)sinks;
-    if (c->head_dim < 1 || c->head_dim > MAX_HEAD_DIM || c->head_dim % 2)
-        return fail(err, LINNET_ERR_UNSUPPORTED,
-                    "%s: heads of %d dimensions: expected an even number up to %d", gguf_path(g),
-                    c->head_dim, MAX_HEAD_DIM);
     if (value_dim != c->head_dim)
         return fail(err, LINNET_ERR_UNSUPPORTED,
                     "%s: keys of %d and values of %d dimensions: expected equal ones", gguf_path(g),
                     c->head_dim, value_dim);
-    if (c->n_heads % c->n_kv_heads || c->n_heads / c->n_kv_heads > ATTEND_GROUP)
-        return fail(err, LINNET_ERR_FORMAT,
-                    "%s: %d heads over %d KV heads: expected a multiple of at most %d",
-                    gguf_path(g), c->n_heads, c->n_kv_heads, ATTEND_GROUP);
-    if ((int64_t)c->n_heads * c->head_dim > MAX_DIM)
-        return fail(err, LINNET_ERR_FORMAT, "%s: %d heads of %d dimensions exceed %d", gguf_path(g),
-                    c->n_heads, c->head_dim, MAX_DIM);
+    if ((s = check_heads(g, c->n_heads, c->n_kv_heads, c->head_dim, err))) return s;
     gguf_str pairing = {"", 0};
     if ((s = gguf_get_str(g, "linnet.rope.pairing", false, &pairing, err))) return s;
     if (str_is(pairing, "none"))
@@ -333,17 +385,7 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
         return fail(err, LINNET_ERR_UNSUPPORTED,
                     "%s: linnet.rope.pairing is '%.*s', expected halves or none", gguf_path(g),
                     (int)min_size(pairing.n, 40), pairing.p);
-    gguf_str activation = {"", 0};
-    if ((s = gguf_get_str(g, "linnet.feed_forward.activation", false, &activation, err))) return s;
-    if (str_is(activation, "gelu") && c->ffn == FFN_SILU_GATED)
-        c->ffn = FFN_GELU_GATED;
-    else if (str_is(activation, "sigmoid") && c->ffn == FFN_SILU_GATED)
-        c->ffn = FFN_SIGMOID_GATED;
-    else if (activation.n && !(str_is(activation, "silu") && c->ffn == FFN_SILU_GATED))
-        return fail(err, LINNET_ERR_UNSUPPORTED,
-                    "%s: linnet.feed_forward.activation is '%.*s', expected silu, gelu or sigmoid "
-                    "of a gated feed-forward",
-                    gguf_path(g), (int)min_size(activation.n, 40), activation.p);
+    if ((s = read_activation(&k, c, err))) return s;
     double eps = 1e-5;
     const char *eps_key =
         c->norm == NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon";
@@ -362,5 +404,122 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
     c->n_rows = e ? (int)e->dims[1] : 0;
     c->tied = !gguf_find_tensor(g, "output.weight");
     if (architectures[a].delta_hybrid) return read_delta_hybrid(&k, c, err);
+    return LINNET_OK;
+}
+
+/* ---- Layers that differ ------------------------------------------------------------------------
+ */
+
+/* The array of a key, an entry per layer; NULL if it is one number for all, or absent. */
+static linnet_status layer_values(const linnet_model *m, const char *name, const gguf_kv **out,
+                                  linnet_error *err) {
+    const gguf_kv *kv = gguf_find(m->file, name);
+    *out = NULL;
+    if (!kv || kv->type != GGUF_ARRAY) return LINNET_OK;
+    if (kv->count != (uint64_t)m->cfg.n_layers)
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s has %llu entries for %d layers",
+                    gguf_path(m->file), name, (unsigned long long)kv->count, m->cfg.n_layers);
+    *out = kv;
+    return LINNET_OK;
+}
+
+static linnet_status layer_int(const linnet_model *m, const gguf_kv *values, int layer, int *out,
+                               linnet_error *err) {
+    if (!values) return LINNET_OK;
+    int64_t v = gguf_int_at(values, (uint64_t)layer);
+    if (v < 1 || v > MAX_DIM)
+        return fail(err, LINNET_ERR_FORMAT, "%s: %s of layer %d is %lld, expected 1 to %d",
+                    gguf_path(m->file), values->key.p, layer, (long long)v, MAX_DIM);
+    *out = (int)v;
+    return LINNET_OK;
+}
+
+/* What the arrays say of a layer, into *h, which has what the first one has. */
+static linnet_status read_heads(const linnet_model *m, int layer, head_layout *h,
+                                linnet_error *err) {
+    const gguf *g = m->file;
+    const gguf_kv *heads, *kv_heads, *bases;
+    linnet_status s;
+    if ((s = layer_values(m, "linnet.attention.head_count", &heads, err)) ||
+        (s = layer_values(m, "linnet.attention.head_count_kv", &kv_heads, err)) ||
+        (s = layer_values(m, "linnet.rope.freq_base", &bases, err)) ||
+        (s = layer_int(m, heads, layer, &h->n_heads, err)))
+        return s;
+    if (heads && !gguf_find(g, "linnet.attention.head_count_kv")) h->n_kv_heads = h->n_heads;
+    if ((s = layer_int(m, kv_heads, layer, &h->n_kv_heads, err))) return s;
+    if (heads && !gguf_find(g, "linnet.attention.key_length")) {
+        if (m->cfg.n_embd % h->n_heads)
+            return fail(err, LINNET_ERR_FORMAT,
+                        "%s: embedding_length %d is not a multiple of layer %d's head_count %d",
+                        gguf_path(g), m->cfg.n_embd, layer, h->n_heads);
+        h->head_dim = m->cfg.n_embd / h->n_heads;
+        if (h->rope_dim && !gguf_find(g, "linnet.rope.dimension_count")) h->rope_dim = h->head_dim;
+    }
+    if ((s = check_heads(g, h->n_heads, h->n_kv_heads, h->head_dim, err))) return s;
+    if (h->rope_dim > h->head_dim)
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: layer %d has heads of %d dimensions, of which %d rotate", gguf_path(g),
+                    layer, h->head_dim, h->rope_dim);
+    if (!bases || !h->rope_dim) return LINNET_OK;
+    h->rope_base = bases->element == GGUF_F32 ? gguf_float_at(bases, (uint64_t)layer) : NAN;
+    if (!(h->rope_base >= LEAST_BASE && h->rope_base <= MOST_BASE))
+        return fail(err, LINNET_ERR_FORMAT,
+                    "%s: linnet.rope.freq_base of layer %d is %g, expected an f32 of %g to %g",
+                    gguf_path(g), layer, h->rope_base, LEAST_BASE, MOST_BASE);
+    return LINNET_OK;
+}
+
+static bool same_rotation(const head_layout *a, const head_layout *b) {
+    return a->rope_dim == b->rope_dim && a->rope_base == b->rope_base;
+}
+
+/* The layer's frequencies: those of an earlier one, or new ones behind them. */
+static linnet_status place_frequencies(linnet_model *m, int layer, linnet_error *err) {
+    head_layout *h = &m->layers[layer].heads;
+    for (int i = 0; i < layer; i++)
+        if (same_rotation(&m->layers[i].heads, h)) {
+            h->angles = m->layers[i].heads.angles;
+            return LINNET_OK;
+        }
+    if (!layer || !h->rope_dim) return LINNET_OK; /* the first layer's are there */
+    gguf_str scaling = {"none", 4};
+    linnet_status s = gguf_get_str(m->file, "linnet.rope.scaling.type", false, &scaling, err);
+    if (s) return s;
+    if (!str_is(scaling, "none") || gguf_find_tensor(m->file, "rope_freqs.weight"))
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: layers with different rotary frequencies and a scaling of them",
+                    gguf_path(m->file));
+    return add_frequencies(&m->cfg, h->rope_dim, h->rope_base, &h->angles, err);
+}
+
+linnet_status config_heads(linnet_model *m, linnet_error *err) {
+    config *c = &m->cfg;
+    const head_layout first = {.n_heads = c->n_heads,
+                               .n_kv_heads = c->n_kv_heads,
+                               .head_dim = c->head_dim,
+                               .rope_dim = c->rope_dim,
+                               .rope_base = c->rope_base};
+    if (m->kv_layers && !(m->kv_slots = calloc((size_t)m->kv_layers, sizeof *m->kv_slots)))
+        return fail(err, LINNET_ERR_MEMORY, "no memory for %d layers", m->kv_layers);
+    for (int i = 0; i < c->n_layers; i++) {
+        layer_weights *w = &m->layers[i];
+        head_layout *h = &w->heads;
+        *h = first;
+        linnet_status s = LINNET_OK;
+        if (c->own_format) s = read_heads(m, i, h, err);
+        if (s || (s = place_frequencies(m, i, err))) return s;
+        m->heads_differ |= h->n_heads != first.n_heads || h->n_kv_heads != first.n_kv_heads ||
+                           h->head_dim != first.head_dim || !same_rotation(h, &first);
+        size_t heads = (size_t)h->n_heads, kv = (size_t)h->n_kv_heads, d = (size_t)h->head_dim;
+        m->most.q = max_size(m->most.q, heads * d);
+        m->most.kv = max_size(m->most.kv, kv * d);
+        m->most.heads = max_size(m->most.heads, heads);
+        m->most.kv_heads = max_size(m->most.kv_heads, kv);
+        m->most.head_dim = max_size(m->most.head_dim, d);
+        m->most.group = max_size(m->most.group, heads / kv);
+        if (w->kv_slot >= 0)
+            m->kv_slots[w->kv_slot] = (kv_slot){.heads = h->n_kv_heads, .head_dim = h->head_dim};
+    }
+    kv_place(m->kv_slots, m->kv_layers);
     return LINNET_OK;
 }

@@ -81,7 +81,7 @@ typedef struct {
     const char *chat_template; /* "chatml", ...; "unknown": present, not recognised; "none" */
     const char *isa;           /* the kernels in use; "none" when opened with metadata_only */
     int threads;
-    int n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff;
+    int n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff; /* heads: of the first layer */
     int n_vocab;       /* tokens in the vocabulary (0 without one) */
     int n_rows;        /* rows of the output matrix = floats per row of logits */
     int n_ctx_train;   /* trained context length */

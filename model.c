@@ -416,7 +416,9 @@ static linnet_status open_parts(linnet_model *m, const char *path, const linnet_
         m->layers = calloc((size_t)m->cfg.n_layers, sizeof *m->layers);
         if (!m->layers)
             return fail(err, LINNET_ERR_MEMORY, "no memory for %d layers", m->cfg.n_layers);
-        if ((s = choose_mixers(m, err)) || (s = load_weights(m, o, err))) return s;
+        if ((s = choose_mixers(m, err)) || (s = config_heads(m, err)) ||
+            (s = load_weights(m, o, err)))
+            return s;
         if (m->tok && tokenizer_n_vocab(m->tok) > m->cfg.n_rows)
             return fail(err, LINNET_ERR_FORMAT,
                         "%s: %d tokens in the vocabulary, but only %d rows in the "
@@ -471,6 +473,7 @@ void model_release(linnet_model *m) {
     for (int i = 0; m->layers && i < m->cfg.n_layers; i++)
         free(m->layers[i].mixer_weights);
     free(m->layers);
+    free(m->kv_slots);
     free(m->cfg.rope_freq);
     scratch_free(m->scratch);
     if (m->arena) munmap(m->arena, m->arena_bytes);
@@ -574,8 +577,7 @@ size_t model_kv_start(const linnet_model *m, linnet_window_mode mode, size_t n_t
 
 uint64_t linnet_model_state_bytes(const linnet_model *m, linnet_kv_type kv, uint64_t n_tokens) {
     if (!m->layers || n_tokens > MAX_CTX) return 0;
-    kv_layout l =
-        kv_layout_of(model_kv_kind(m, kv), m->kv_layers, m->cfg.n_kv_heads, m->cfg.head_dim);
+    kv_layout l = kv_layout_of(model_kv_kind(m, kv), m->kv_slots, m->kv_layers);
     uint64_t pages = (n_tokens + PAGE - 1) / PAGE;
     size_t pinned = round_up((size_t)m->cfg.n_sink, PAGE) / PAGE; /* kv_drop_before keeps them */
     size_t start = min_size(pages, model_kv_start(m, LINNET_SLIDING, n_tokens) / PAGE);

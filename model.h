@@ -38,8 +38,15 @@ enum {
 
 typedef enum { NORM_RMS, NORM_LAYER } norm_kind;
 typedef enum { ROPE_NONE, ROPE_PAIRS, ROPE_HALVES } rope_kind; /* (2i, 2i+1) or (i, i + d/2) */
-/* gate(W_gate x) * W_up x with silu, exact gelu or sigmoid; or gelu (tanh form) of W_up x. */
-typedef enum { FFN_SILU_GATED, FFN_GELU_GATED, FFN_SIGMOID_GATED, FFN_GELU } ffn_kind;
+/* gate(W_gate x) * W_up x with silu, exact gelu, sigmoid or powlu; or gelu (tanh form) of W_up x.
+ */
+typedef enum {
+    FFN_SILU_GATED,
+    FFN_GELU_GATED,
+    FFN_SIGMOID_GATED,
+    FFN_POWLU_GATED,
+    FFN_GELU
+} ffn_kind;
 
 typedef enum { DELTA_SILU, DELTA_RELU, DELTA_ELU, DELTA_IDENTITY } delta_activation;
 
@@ -58,17 +65,29 @@ typedef struct {
     bool sigmoid_gate;
 } delta_config;
 
+/* The heads of a layer's softmax attention. */
 typedef struct {
-    int n_layers, n_embd, n_ff;
     int n_heads, n_kv_heads, head_dim; /* n_heads % n_kv_heads == 0 */
+    int rope_dim;                      /* leading dimensions of a head that rotate */
+    double rope_base;
+    size_t angles; /* where its frequencies begin in config.rope_freq */
+} head_layout;
+
+typedef struct {
+    bool own_format; /* architecture linnet */
+    int n_layers, n_embd, n_ff;
+    int n_heads, n_kv_heads, head_dim; /* of the first layer where layers differ */
     int n_rows;                        /* of the output matrix */
     int n_ctx_train;
     norm_kind norm;
     float norm_eps;
     ffn_kind ffn;
     rope_kind rope;
-    int rope_dim;     /* leading dimensions of a head that rotate */
-    float *rope_freq; /* [rope_dim/2] radians per position, scaling included */
+    int rope_dim; /* as in head_layout; base likewise */
+    double rope_base;
+    float *rope_freq; /* [n_angles] radians per position, scaling included: rope_dim/2, more where
+                       * layers differ */
+    size_t n_angles;
     float rope_scale; /* factor on cos and sin (YaRN's attention temperature), else 1 */
     bool learned_positions;
     int window;                      /* default of every layer, 0 = whole context */
@@ -84,6 +103,8 @@ typedef struct {
 /* Reads and checks the config (config.c); `arch` receives general.architecture even where that is
  * not supported. c->rope_freq is the caller's to free, also after an error. */
 linnet_status config_read(const gguf *g, config *c, char arch[64], linnet_error *err);
+/* The heads of every layer, once the layers have mixers. */
+linnet_status config_heads(linnet_model *m, linnet_error *err);
 
 typedef struct {
     float *w, *b; /* [n]; b NULL for RMS norm */
@@ -93,6 +114,7 @@ typedef struct {
     const mixer_ops *mixer;
     void *mixer_weights;                /* the mixer's own struct */
     int window;                         /* of the mixer: tokens visible, 0 = all */
+    head_layout heads;                  /* of the mixer, if it has softmax attention */
     int kv_slot;                        /* its place in the session's KV pages, -1: keeps none */
     size_t state_at;                    /* its place in the session's fixed-size state */
     norm attn_norm, ffn_norm;           /* before the mixer and the feed-forward; absent: w NULL */
@@ -109,7 +131,12 @@ struct linnet_model {
     const chat_template *chat;
     config cfg;
     layer_weights *layers;
-    int kv_layers;      /* how many mixers keep keys and values */
+    int kv_layers;     /* how many mixers keep keys and values */
+    kv_slot *kv_slots; /* [kv_layers] */
+    bool heads_differ; /* between layers */
+    struct {
+        size_t q, kv, heads, kv_heads, head_dim, group; /* q: heads * head_dim, kv likewise */
+    } most;                                             /* of any layer */
     size_t state_bytes; /* of all mixers' fixed-size state, per session */
     size_t work_floats; /* the most that a mixer wants per row */
     size_t widest;      /* columns of the widest matrix */

@@ -23,9 +23,11 @@ typedef struct {
     matrix w_qkv, w_gate, w_beta, w_alpha, w_out; /* rows 0: the layer has none */
     bool joint;  /* w_beta has both: per q/k head the rows of beta, then of alpha (Qwen3-Next) */
     float *conv; /* [taps, channels] or NULL */
+    float *conv_bias;           /* [channels] or NULL */
     float *log_decay, *dt_bias; /* [n_value_heads] -exp(A_log), or NULL */
     float *norm;                /* [value_dim] */
     size_t taps;                /* of the convolution, 1 without */
+    bool has_conv, has_conv_bias;
 } delta_weights;
 
 /* Sizes of a layer, and where its scratch lies in p->work. */
@@ -49,6 +51,29 @@ static sizes sizes_of(const linnet_model *m, const delta_weights *w) {
     return z;
 }
 
+/* All such layers have the optional tensors that the first has. */
+static linnet_status check_parts(const loader *l, int layer, const delta_weights *w,
+                                 linnet_error *err) {
+    int first = 0;
+    while (l->model->layers[first].mixer != l->model->layers[layer].mixer)
+        first++;
+    const delta_weights *other = l->model->layers[first].mixer_weights;
+    const struct {
+        const char *name;
+        bool here, there;
+    } parts[] = {{"attn_gate.weight", w->w_gate.rows, other->w_gate.rows},
+                 {"ssm_beta.weight", w->w_beta.rows, other->w_beta.rows},
+                 {"ssm_conv1d.weight", w->has_conv, other->has_conv},
+                 {"ssm_conv1d.bias", w->has_conv_bias, other->has_conv_bias}};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (parts[i].here != parts[i].there)
+            return fail(err, LINNET_ERR_FORMAT,
+                        "%s: tensor blk.%d.%s is missing, but layer %d has one",
+                        gguf_path(l->model->file), parts[i].here ? first : layer, parts[i].name,
+                        parts[i].here ? layer : first);
+    return LINNET_OK;
+}
+
 static linnet_status load(loader *l, int layer, void **weights, bool gated, linnet_error *err) {
     const config *cfg = &l->model->cfg;
     if (!cfg->delta.n_heads)
@@ -59,9 +84,12 @@ static linnet_status load(loader *l, int layer, void **weights, bool gated, linn
     if (!*weights && !(*weights = calloc(1, sizeof(delta_weights))))
         return fail(err, LINNET_ERR_MEMORY, "no memory for layer %d", layer);
     delta_weights *w = *weights;
-    bool conv = cfg->delta.complete || has_tensor(l, layer, "ssm_conv1d.weight");
+    bool conv = cfg->delta.complete || gguf_find(l->model->file, "linnet.delta.conv_kernel") ||
+                has_tensor(l, layer, "ssm_conv1d.weight");
     bool gate = cfg->delta.complete || has_tensor(l, layer, "attn_gate.weight");
     w->taps = conv ? (size_t)cfg->delta.conv_kernel : 1;
+    w->has_conv = conv;
+    w->has_conv_bias = conv && has_tensor(l, layer, "ssm_conv1d.bias");
     sizes z = sizes_of(l->model, w);
     size_t d = (size_t)cfg->n_embd, heads = z.value_heads;
     linnet_status s;
@@ -72,6 +100,9 @@ static linnet_status load(loader *l, int layer, void **weights, bool gated, linn
                          err)))
         return s;
     if (conv && (s = load_taps(l, layer, "ssm_conv1d.weight", z.taps, z.channels, &w->conv, err)))
+        return s;
+    if (conv && (s = load_vector(l, layer, "ssm_conv1d.bias", true, z.channels, 0, z.channels,
+                                 &w->conv_bias, err)))
         return s;
     if (gate &&
         (s = load_matrix(l, layer, "attn_gate.weight", z.values, 0, z.values, d, &w->w_gate, err)))
@@ -84,7 +115,7 @@ static linnet_status load(loader *l, int layer, void **weights, bool gated, linn
     } else if ((gated || has_tensor(l, layer, "ssm_beta.weight")) &&
                (s = load_matrix(l, layer, "ssm_beta.weight", heads, 0, heads, d, &w->w_beta, err)))
         return s;
-    if (!gated) return LINNET_OK;
+    if ((s = check_parts(l, layer, w, err)) || !gated) return s;
     if ((!w->joint &&
          (s = load_matrix(l, layer, "ssm_alpha.weight", heads, 0, heads, d, &w->w_alpha, err))) ||
         (s = load_vector(l, layer, "ssm_a", false, heads, 0, heads, &w->log_decay, err)))
@@ -184,7 +215,8 @@ static void convolve(const pass *p, const delta_weights *w, const sizes *z, cons
     const float *old = state_taps(p, z, r, layer);
     for (size_t j = 0; j + 1 + back < z->taps; j++)
         x[j] = old + (j + back) * z->channels;
-    p->k->short_conv(a->mixed + r * z->channels, x, w->conv, z->channels, z->taps, c0, c1, silu);
+    p->k->short_conv(a->mixed + r * z->channels, x, w->conv, w->conv_bias, z->channels, z->taps, c0,
+                     c1, silu);
 }
 
 /* Head h of row r: of q (h < heads), of k, then of v with its a and b. */

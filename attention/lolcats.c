@@ -156,6 +156,11 @@ static linnet_status load(loader *l, int layer, void **weights, linnet_error *er
                     {"attn_k.weight", "attn_k.bias", kv, d, &w->wk},
                     {"attn_v.weight", "attn_v.bias", kv, d, &w->wv},
                     {"attn_output.weight", "attn_output.bias", d, q, &w->wo}};
+    if (l->model->heads_differ)
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: layer %d has LoLCATs' attention, but heads or rotary frequencies differ "
+                    "between layers",
+                    gguf_path(l->model->file), layer);
     linnet_status s = read_options(l, layer, w, err);
     for (int i = 0; i < 4 && !s; i++) {
         size_t rows = matrices[i].rows;
@@ -416,10 +421,10 @@ static void place_row(pass *p, int layer, size_t r) {
     const row *row = &p->rows[r];
     int slot = p->m->layers[layer].kv_slot;
     for (int h = 0; h < c->n_heads; h++)
-        pass_rotate(p, r, p->q + (r * c->n_heads + h) * d);
+        pass_rotate(p, layer, r, p->q + (r * c->n_heads + h) * d);
     for (int h = 0; h < c->n_kv_heads; h++) {
         size_t at = (r * c->n_kv_heads + h) * d;
-        pass_rotate(p, r, p->key + at);
+        pass_rotate(p, layer, r, p->key + at);
         if (slot >= 0)
             kv_write(&row->session->kv, p->k, (size_t)row->position, slot, h, p->key + at,
                      p->value + at);

@@ -70,9 +70,7 @@ static void convolve(const pass *p, const conv_weights *w, int layer, size_t fir
         float *c = out + r * e;
         for (size_t j = 0; j <= past; j++)
             x[j] = input_at(w, state, z, first, r - first + j);
-        p->k->short_conv(c, x, w->taps, e, w->kernel, from, to, false);
-        for (size_t i = from; w->bias && i < to; i++)
-            c[i] += w->bias[i];
+        p->k->short_conv(c, x, w->taps, w->bias, e, w->kernel, from, to, false);
         p->k->silu_mul(c + from, z + r * 2 * e + e + from, to - from);
     }
     for (size_t j = 0; j < past; j++) { /* rows of the state move up, or come from z */

@@ -33,7 +33,7 @@ typedef struct {
 static linnet_status load_qk_norm(loader *l, int layer, const char *name, int heads, float **out,
                                   bool *whole, linnet_error *err) {
     const config *c = &l->model->cfg;
-    size_t d = (size_t)c->head_dim, all = (size_t)heads * d;
+    size_t d = (size_t)l->model->layers[layer].heads.head_dim, all = (size_t)heads * d;
     *whole = tensor_length(l, layer, name) == all && heads > 1;
     size_t n = *whole ? all : d;
     return load_vector(l, layer, name, !c->gated_attention, n, 0, n, out, err);
@@ -44,8 +44,9 @@ static linnet_status load(loader *l, int layer, void **weights, linnet_error *er
         return fail(err, LINNET_ERR_MEMORY, "no memory for layer %d", layer);
     softmax_weights *w = *weights;
     const config *c = &l->model->cfg;
-    size_t d = (size_t)c->n_embd, q = (size_t)c->n_heads * c->head_dim;
-    size_t kv = (size_t)c->n_kv_heads * c->head_dim, q_all = c->gated_attention ? 2 * q : q;
+    const head_layout *g = &l->model->layers[layer].heads;
+    size_t d = (size_t)c->n_embd, q = (size_t)g->n_heads * g->head_dim;
+    size_t kv = (size_t)g->n_kv_heads * g->head_dim, q_all = c->gated_attention ? 2 * q : q;
     size_t all = q_all + 2 * kv;
     linnet_status s;
     if (has_tensor(l, layer, "attn_qkv.weight")) { /* one matrix, rows q then k then v */
@@ -75,9 +76,9 @@ static linnet_status load(loader *l, int layer, void **weights, linnet_error *er
     }
     if ((s = load_matrix(l, layer, "attn_output.weight", d, 0, d, q, &w->wo, err)) ||
         (s = load_vector(l, layer, "attn_output.bias", true, d, 0, d, &w->wo.bias, err)) ||
-        (s = load_qk_norm(l, layer, "attn_q_norm.weight", c->n_heads, &w->q_norm, &w->q_whole,
+        (s = load_qk_norm(l, layer, "attn_q_norm.weight", g->n_heads, &w->q_norm, &w->q_whole,
                           err)) ||
-        (s = load_qk_norm(l, layer, "attn_k_norm.weight", c->n_kv_heads, &w->k_norm, &w->k_whole,
+        (s = load_qk_norm(l, layer, "attn_k_norm.weight", g->n_kv_heads, &w->k_norm, &w->k_whole,
                           err)))
         return s;
     return LINNET_OK;
@@ -86,25 +87,26 @@ static linnet_status load(loader *l, int layer, void **weights, linnet_error *er
 /* Normalizes and rotates queries and keys of row r; stores key and value. */
 static void place_row(pass *p, const softmax_weights *w, int layer, size_t r) {
     const config *c = &p->m->cfg;
-    size_t hd = (size_t)c->head_dim;
+    const head_layout *g = &p->m->layers[layer].heads;
+    size_t hd = (size_t)g->head_dim;
     const row *row = &p->rows[r];
-    float *q = p->q + r * c->n_heads * hd, *k = p->key + r * c->n_kv_heads * hd;
-    const float *v = p->value + r * c->n_kv_heads * hd;
-    float scale = 1.0f / sqrtf((float)c->head_dim);
+    float *q = p->q + r * g->n_heads * hd, *k = p->key + r * g->n_kv_heads * hd;
+    const float *v = p->value + r * g->n_kv_heads * hd;
+    float scale = 1.0f / sqrtf((float)g->head_dim);
     if (c->gated_attention)
-        for (size_t h = 0; h < (size_t)c->n_heads; h++)
-            memcpy(q + h * hd, p->work + (r * c->n_heads + h) * 2 * hd, hd * sizeof(float));
-    if (w->q_whole) p->k->rms_norm(q, q, w->q_norm, c->n_heads * hd, c->norm_eps);
-    if (w->k_whole) p->k->rms_norm(k, k, w->k_norm, c->n_kv_heads * hd, c->norm_eps);
-    for (int h = 0; h < c->n_heads; h++, q += hd) {
+        for (size_t h = 0; h < (size_t)g->n_heads; h++)
+            memcpy(q + h * hd, p->work + (r * g->n_heads + h) * 2 * hd, hd * sizeof(float));
+    if (w->q_whole) p->k->rms_norm(q, q, w->q_norm, g->n_heads * hd, c->norm_eps);
+    if (w->k_whole) p->k->rms_norm(k, k, w->k_norm, g->n_kv_heads * hd, c->norm_eps);
+    for (int h = 0; h < g->n_heads; h++, q += hd) {
         if (w->q_norm && !w->q_whole) p->k->rms_norm(q, q, w->q_norm, hd, c->norm_eps);
-        pass_rotate(p, r, q);
+        pass_rotate(p, layer, r, q);
         for (size_t i = 0; i < hd; i++)
             q[i] *= scale;
     }
-    for (int h = 0; h < c->n_kv_heads; h++, k += hd, v += hd) {
+    for (int h = 0; h < g->n_kv_heads; h++, k += hd, v += hd) {
         if (w->k_norm && !w->k_whole) p->k->rms_norm(k, k, w->k_norm, hd, c->norm_eps);
-        pass_rotate(p, r, k);
+        pass_rotate(p, layer, r, k);
         kv_write(&row->session->kv, p->k, (size_t)row->position, p->m->layers[layer].kv_slot, h, k,
                  v);
     }
@@ -119,35 +121,35 @@ typedef struct {
 /* The tile's queries over one page: what their windows show of it, or the sinks before those. */
 static void attend_page(pass *p, int layer, const tile *t, int at, bool sinks, attend_sum *sums,
                         float *out) {
-    const config *c = &p->m->cfg;
+    const head_layout *g = &p->m->layers[layer].heads;
     const kv_cache *kv = &p->rows[t->first].session->kv;
-    int group = c->n_heads / c->n_kv_heads, window = p->m->layers[layer].window, used = 0;
-    size_t padded = round_up(c->head_dim, 16), n = (t->last - t->first) * (size_t)group;
+    int group = g->n_heads / g->n_kv_heads, window = p->m->layers[layer].window, used = 0;
+    size_t padded = round_up(g->head_dim, 16), n = (t->last - t->first) * (size_t)group;
     attend_query queries[ATTEND_TILE];
     for (size_t i = 0; i < n; i++) {
         size_t r = t->first + i / group;
         int head = t->kv_head * group + (int)(i % group), position = p->rows[r].position;
         int first = window && position >= window ? position - window + 1 : 0; /* of the window */
         int low = sinks ? 0 : first - at, high = sinks ? first - at : position + 1 - at;
-        if (sinks && high > c->n_sink - at) high = c->n_sink - at;
+        if (sinks && high > p->m->cfg.n_sink - at) high = p->m->cfg.n_sink - at;
         if (low < 0) low = 0;
         if (high > PAGE) high = PAGE;
         if (low >= high) continue;
-        queries[used++] = (attend_query){p->q + (r * c->n_heads + head) * c->head_dim,
+        queries[used++] = (attend_query){p->q + (r * g->n_heads + head) * g->head_dim,
                                          out + i * padded, &sums[i], low, high};
     }
     if (!used) return;
     kv_view view = kv_at(kv, at / PAGE, p->m->layers[layer].kv_slot, t->kv_head);
-    p->k->attend(kv->layout.kind, &view, c->head_dim, queries, used);
+    p->k->attend(kv->layout.kind, &view, g->head_dim, queries, used);
 }
 
 /* Attention of a tile within one segment: sums [queries], out [queries][padded]; query i is row
  * first + i / group, head kv_head * group + i % group. */
 static void attend_segment(pass *p, int layer, const tile *t, int segment, attend_sum *sums,
                            float *out) {
-    const config *c = &p->m->cfg;
-    int group = c->n_heads / c->n_kv_heads, window = p->m->layers[layer].window;
-    size_t padded = round_up(c->head_dim, 16), n = (t->last - t->first) * (size_t)group;
+    const head_layout *g = &p->m->layers[layer].heads;
+    int group = g->n_heads / g->n_kv_heads, window = p->m->layers[layer].window;
+    size_t padded = round_up(g->head_dim, 16), n = (t->last - t->first) * (size_t)group;
     for (size_t i = 0; i < n; i++)
         sums[i] = (attend_sum){-INFINITY, 0};
     memset(out, 0, n * padded * sizeof(float));
@@ -155,7 +157,7 @@ static void attend_segment(pass *p, int layer, const tile *t, int segment, atten
     int first = p->rows[t->first].position;
     int from = segment * ATTEND_SEGMENT,
         to = from + ATTEND_SEGMENT < end ? from + ATTEND_SEGMENT : end;
-    for (int at = from; window && at < to && at < c->n_sink; at += PAGE)
+    for (int at = from; window && at < to && at < p->m->cfg.n_sink; at += PAGE)
         attend_page(p, layer, t, at, true, sums, out);
     if (window && first - window + 1 > from) from = (first - window + 1) / PAGE * PAGE;
     for (int at = from; at < to; at += PAGE)
@@ -174,16 +176,17 @@ static void merge(attend_sum *total, float *out, const attend_sum *part, const f
         out[d] = out[d] * keep + part_out[d] * add;
 }
 
-static void store(pass *p, const tile *t, size_t i, const attend_sum *sum, const float *out) {
-    const config *c = &p->m->cfg;
-    int group = c->n_heads / c->n_kv_heads;
+static void store(pass *p, int layer, const tile *t, size_t i, const attend_sum *sum,
+                  const float *out) {
+    const head_layout *g = &p->m->layers[layer].heads;
+    int group = g->n_heads / g->n_kv_heads;
     size_t r = t->first + i / group, head = t->kv_head * group + i % group;
-    float *dst = p->mixed + (r * c->n_heads + head) * c->head_dim;
-    for (int d = 0; d < c->head_dim; d++)
+    float *dst = p->mixed + (r * g->n_heads + head) * g->head_dim;
+    for (int d = 0; d < g->head_dim; d++)
         dst[d] = out[d] / sum->sum;
-    if (!c->gated_attention) return;
-    const float *gate = p->work + (2 * (r * c->n_heads + head) + 1) * c->head_dim;
-    for (int d = 0; d < c->head_dim; d++)
+    if (!p->m->cfg.gated_attention) return;
+    const float *gate = p->work + (2 * (r * g->n_heads + head) + 1) * g->head_dim;
+    for (int d = 0; d < g->head_dim; d++)
         dst[d] /= 1.0f + exp_f32(-gate[d]);
 }
 
@@ -194,9 +197,9 @@ static size_t segments_of(const pass *p, size_t row) {
 /* Many rows: every (block of rows, KV head) is a unit, which one thread takes through all segments.
  */
 static void attend_rows(pass *p, int layer, int thread) {
-    const config *c = &p->m->cfg;
-    size_t group = (size_t)(c->n_heads / c->n_kv_heads), padded = round_up(c->head_dim, 16);
-    size_t heads = (size_t)c->n_kv_heads;
+    const head_layout *g = &p->m->layers[layer].heads;
+    size_t group = (size_t)(g->n_heads / g->n_kv_heads), padded = round_up(g->head_dim, 16);
+    size_t heads = (size_t)g->n_kv_heads;
     float *total = p->attend_out + (size_t)thread * 2 * ATTEND_TILE * padded;
     float *part = total + ATTEND_TILE * padded;
     attend_sum *totals = p->attend_sums + (size_t)thread * 2 * ATTEND_TILE;
@@ -214,7 +217,7 @@ static void attend_rows(pass *p, int layer, int thread) {
                     merge(&totals[i], total + i * padded, &parts[i], part + i * padded, padded);
             }
             for (size_t i = 0; i < n; i++)
-                store(p, &t, i, &totals[i], total + i * padded);
+                store(p, layer, &t, i, &totals[i], total + i * padded);
         }
 }
 
@@ -222,9 +225,9 @@ static void attend_rows(pass *p, int layer, int thread) {
  * group]; then the segments are merged. Segment s of row r and KV head h is unit (S h + s) of those
  * that start at S n_kv_heads r, S the segments of the deepest row. */
 static void attend_split(pass *p, int layer, int thread) {
-    const config *c = &p->m->cfg;
-    size_t group = (size_t)(c->n_heads / c->n_kv_heads), padded = round_up(c->head_dim, 16);
-    size_t heads = (size_t)c->n_kv_heads, deepest = 0;
+    const head_layout *g = &p->m->layers[layer].heads;
+    size_t group = (size_t)(g->n_heads / g->n_kv_heads), padded = round_up(g->head_dim, 16);
+    size_t heads = (size_t)g->n_kv_heads, deepest = 0;
     for (size_t r = 0; r < p->n; r++)
         deepest = max_size(deepest, segments_of(p, r));
     for (phase ph = phase_begin(p->team, thread, p->n * heads * deepest); phase_next(&ph);)
@@ -244,7 +247,7 @@ static void attend_split(pass *p, int layer, int thread) {
                     size_t at = (v * deepest + s) * group + i;
                     merge(&total, out, &p->attend_sums[at], p->attend_out + at * padded, padded);
                 }
-                store(p, &t, i, &total, out);
+                store(p, layer, &t, i, &total, out);
             }
         }
 }
@@ -252,7 +255,8 @@ static void attend_split(pass *p, int layer, int thread) {
 static void forward(pass *p, int layer, int thread) {
     const softmax_weights *w = p->m->layers[layer].mixer_weights;
     const config *c = &p->m->cfg;
-    size_t q = (size_t)c->n_heads * c->head_dim, kv = (size_t)c->n_kv_heads * c->head_dim;
+    const head_layout *g = &p->m->layers[layer].heads;
+    size_t q = (size_t)g->n_heads * g->head_dim, kv = (size_t)g->n_kv_heads * g->head_dim;
     float *to = c->gated_attention ? p->work : p->q; /* [n, heads, 2, head_dim] with gates */
     const product qkv[] = {{&w->wq, to, c->gated_attention ? 2 * q : q, GEMM_STORE},
                            {&w->wk, p->key, kv, GEMM_STORE},

@@ -53,6 +53,8 @@ def encode(array, dtype, target, name):
 def add_value(w, key, kind, value):
     if kind == "u32s":
         w.add_key_value(key, value, V.ARRAY, sub_type=V.UINT32)
+    elif kind == "f32s":
+        w.add_key_value(key, value, V.ARRAY, sub_type=V.FLOAT32)
     elif kind == "u8s":
         w.add_key_value(key, value, V.ARRAY, sub_type=V.UINT8)
     else:

@@ -22,7 +22,7 @@ struct scratch {
 static size_t lay_out(const linnet_model *m, size_t rows, size_t partials, int threads, pass *p,
                       uint8_t *base) {
     const config *c = &m->cfg;
-    size_t q = (size_t)c->n_heads * c->head_dim, kv = (size_t)c->n_kv_heads * c->head_dim;
+    size_t q = m->most.q, kv = m->most.kv;
     size_t widest = round_up(m->widest, BLOCK);
     size_t used = 0;
 #define TAKE(field, count)                                                                         \
@@ -40,9 +40,9 @@ static size_t lay_out(const linnet_model *m, size_t rows, size_t partials, int t
     TAKE(branch, m->post_norms ? rows * c->n_embd : 0);
     TAKE(work, rows * m->work_floats);
     TAKE(norm_row, (size_t)threads * c->n_embd);
-    TAKE(cos, rows * (c->rope_dim / 2));
-    TAKE(sin, rows * (c->rope_dim / 2));
-    TAKE(attend_out, partials * round_up(c->head_dim, 16));
+    TAKE(cos, rows * c->n_angles);
+    TAKE(sin, rows * c->n_angles);
+    TAKE(attend_out, partials * round_up(m->most.head_dim, 16));
     TAKE(attend_sums, partials);
     TAKE(input.f, rows * widest);
     if (m->act != LINNET_ACT_EXACT) {
@@ -64,11 +64,10 @@ static int threads_of(const linnet_model *m) {
 
 /* Partial attention results that `n` rows up to position `last` need, and whether to split. */
 static size_t partials_of(const linnet_model *m, int team, size_t n, size_t last, bool *split) {
-    const config *c = &m->cfg;
     size_t threads = (size_t)team;
-    size_t units = (n + ATTEND_ROWS - 1) / ATTEND_ROWS * (size_t)c->n_kv_heads;
+    size_t units = (n + ATTEND_ROWS - 1) / ATTEND_ROWS * m->most.kv_heads;
     *split = units < 4 * threads && n <= 4 * threads;
-    if (*split) return n * (size_t)c->n_heads * (last / ATTEND_SEGMENT + 1);
+    if (*split) return n * m->most.heads * (last / ATTEND_SEGMENT + 1);
     return threads * 2 * ATTEND_TILE;
 }
 
@@ -232,6 +231,15 @@ static void gelu_mul(float *gate, const float *up, size_t n) {
         gate[i] *= (float)(0.5 * (1.0 + erf((double)gate[i] * M_SQRT1_2))) * up[i];
 }
 
+/* gate = gate^p sigmoid(gate) * up, p = 3 / (sqrt(gate) + 1) above 0, else 1: PowLU of
+ * flash-linear-attention. */
+static void powlu_mul(float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        double g = (double)gate[i], x = g <= 0 ? g : pow(g, 3 / (sqrt(g) + 1));
+        gate[i] = (float)(x / (1 + exp(-g))) * up[i];
+    }
+}
+
 /* Input of the down projection: the activated gate times up, or gelu(up), and its quantization,
  * block by block. */
 static void activate(pass *p, const activations *a, size_t r, size_t b, size_t run) {
@@ -246,6 +254,9 @@ static void activate(pass *p, const activations *a, size_t r, size_t b, size_t r
         break;
     case FFN_SIGMOID_GATED:
         p->k->sigmoid_mul(p->gate + at, p->up + at, n);
+        break;
+    case FFN_POWLU_GATED:
+        powlu_mul(p->gate + at, p->up + at, n);
         break;
     case FFN_GELU:
         p->k->gelu(p->gate + at, n);
@@ -290,7 +301,7 @@ static linnet_status embed(linnet_model *m, const row *row, float *x, linnet_err
 
 /* As transformers does it: the frequency, the angle and its cosine are each rounded to float32. */
 static void rope_row(const config *c, int position, float *cos_out, float *sin_out) {
-    for (int i = 0; i < c->rope_dim / 2; i++) {
+    for (size_t i = 0; i < c->n_angles; i++) {
         float angle = (float)position * c->rope_freq[i];
         cos_out[i] = (float)cos((double)angle) * c->rope_scale;
         sin_out[i] = (float)sin((double)angle) * c->rope_scale;
@@ -298,12 +309,14 @@ static void rope_row(const config *c, int position, float *cos_out, float *sin_o
 }
 
 /* Pairs (2i, 2i+1), or (i, i + rope_dim/2). */
-void pass_rotate(const pass *p, size_t r, float *head) {
+void pass_rotate(const pass *p, int layer, size_t r, float *head) {
     const config *c = &p->m->cfg;
+    const head_layout *g = &p->m->layers[layer].heads;
     if (c->rope == ROPE_NONE) return;
-    int half = c->rope_dim / 2;
+    int half = g->rope_dim / 2;
     int step = c->rope == ROPE_PAIRS ? 2 : 1, other = c->rope == ROPE_PAIRS ? 1 : half;
-    const float *cos = p->cos + r * half, *sin = p->sin + r * half;
+    const float *cos = p->cos + r * c->n_angles + g->angles;
+    const float *sin = p->sin + r * c->n_angles + g->angles;
     for (int i = 0; i < half; i++) {
         float *a = head + i * step, *b = a + other;
         float x = *a, y = *b;
@@ -315,10 +328,10 @@ void pass_rotate(const pass *p, size_t r, float *head) {
 static void run_layers(void *arg, int thread) {
     pass *p = arg;
     const linnet_model *m = p->m;
-    size_t half = (size_t)m->cfg.rope_dim / 2;
+    size_t angles = m->cfg.n_angles;
     for (phase ph = phase_begin(p->team, thread, p->n); phase_next(&ph);)
         for (size_t r = ph.from; r < ph.to; r++)
-            rope_row(&m->cfg, p->rows[r].position, p->cos + r * half, p->sin + r * half);
+            rope_row(&m->cfg, p->rows[r].position, p->cos + r * angles, p->sin + r * angles);
     for (int l = 0; l < m->cfg.n_layers; l++) {
         m->layers[l].mixer->forward(p, l, thread);
         feed_forward(p, thread, &m->layers[l]);
@@ -381,8 +394,8 @@ static size_t cut_runs(const row *rows, size_t n, size_t most, size_t *runs) {
 
 /* Rows that share a pass over the keys, fewer where groups of heads are large. */
 static size_t cut_blocks(const linnet_model *m, const row *rows, size_t n, size_t *blocks) {
-    size_t group = (size_t)(m->cfg.n_heads / m->cfg.n_kv_heads);
-    return cut_runs(rows, n, min_size(ATTEND_ROWS, max_size(1, ATTEND_TILE / group)), blocks);
+    return cut_runs(rows, n, min_size(ATTEND_ROWS, max_size(1, ATTEND_TILE / m->most.group)),
+                    blocks);
 }
 
 static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *rows, size_t n,

@@ -207,10 +207,10 @@ static void sigmoid_mul(float *gate, const float *up, size_t n) {
         gate[i] = up[i] / (1.0f + exp_f32(-gate[i]));
 }
 
-static void short_conv(float *out, const float *const *x, const float *w, size_t ldw, size_t taps,
-                       size_t c0, size_t c1, bool silu) {
+static void short_conv(float *out, const float *const *x, const float *w, const float *bias,
+                       size_t ldw, size_t taps, size_t c0, size_t c1, bool silu) {
     for (size_t c = c0; c < c1; c++) {
-        float sum = w ? 0.0f : x[0][c];
+        float sum = !w ? x[0][c] : bias ? bias[c] : 0.0f;
         for (size_t j = 0; w && j < taps; j++)
             sum = fmaf(w[j * ldw + c], x[j][c], sum);
         out[c] = silu ? sum / (1.0f + exp_f32(-sum)) : sum;

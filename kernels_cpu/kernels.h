@@ -81,6 +81,7 @@ typedef struct {
 } attend_sum;
 
 typedef enum { KV_F16, KV_F32, KV_Q8_0 } kv_kind;
+enum { KV_KINDS = KV_Q8_0 + 1 };
 
 /* One KV head of a page: K transposed [head_dim][64], V [64][head_dim_padded]; with KV_Q8_0 int8
  * and f16 scales kd [head_dim/32][64], vd [64][head_dim/32]. */
@@ -123,10 +124,10 @@ typedef struct {
     /* out = x scale / sqrt(sum x^2 + eps); sums as in rms_norm. */
     void (*l2_norm)(float *out, const float *x, size_t n, float eps, float scale);
     void (*sigmoid_mul)(float *gate, const float *up, size_t n); /* gate = sigmoid(gate) * up */
-    /* Channels [c0, c1) of out[c] = sum_j w[j][c] x[j][c], terms in order of j, w [taps, ldw]; with
-     * `silu` its silu. No w: the one tap as it is. */
-    void (*short_conv)(float *out, const float *const *x, const float *w, size_t ldw, size_t taps,
-                       size_t c0, size_t c1, bool silu);
+    /* Channels [c0, c1) of out[c] = bias[c] + sum_j w[j][c] x[j][c], terms in this order, w [taps,
+     * ldw]; with `silu` its silu. bias may be NULL; no w: the one tap as it is. */
+    void (*short_conv)(float *out, const float *const *x, const float *w, const float *bias,
+                       size_t ldw, size_t taps, size_t c0, size_t c1, bool silu);
     /* One token of the gated delta rule on `n` columns (value dimensions) of a state of n_keys rows
      * that are `ld` apart, column by column:
      *   d = beta (v - decay sum_i k_i s_i);  s_i = decay s_i + k_i d;  o = sum_i q_i s_i

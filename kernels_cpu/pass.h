@@ -23,15 +23,16 @@ struct pass {
     const kernels *k;
     const row *rows;
     size_t n;
-    float *x;               /* [n, n_embd] residual stream */
-    float *q, *key, *value; /* [n, n_heads*head_dim], [n, n_kv_heads*head_dim] twice */
-    float *mixed;           /* [n, n_heads*head_dim] what the mixer hands to its output matrix */
-    float *gate, *up;       /* [n, n_ff] */
-    float *branch;          /* [n, n_embd] a layer's output before its post-norm */
-    float *work;            /* [n, work_floats] the mixer's own */
-    float *norm_row;        /* [team size, n_embd] one normalized row per thread */
-    float *cos, *sin;       /* [n, rope_dim/2] */
-    float *attend_out;      /* partial results of attention: per thread, or per segment if split */
+    float *x; /* [n, n_embd] residual stream */
+    float *q, *key,
+        *value;        /* of the layer: [n, n_heads*head_dim], [n, n_kv_heads*head_dim] twice */
+    float *mixed;      /* [n, n_heads*head_dim] what the mixer hands to its output matrix */
+    float *gate, *up;  /* [n, n_ff] */
+    float *branch;     /* [n, n_embd] a layer's output before its post-norm */
+    float *work;       /* [n, work_floats] the mixer's own */
+    float *norm_row;   /* [team size, n_embd] one normalized row per thread */
+    float *cos, *sin;  /* [n, n_angles] */
+    float *attend_out; /* partial results of attention: per thread, or per segment if split */
     attend_sum *attend_sums;
     const size_t *runs; /* [n_runs + 1] first rows of each session's tokens */
     size_t n_runs;
@@ -61,7 +62,7 @@ void pass_mix_out(pass *p, int thread, int layer, const float *src, size_t cols,
 
 /* Rotates one head [head_dim] of row r by its position, as the model pairs dimensions, if at all.
  */
-void pass_rotate(const pass *p, size_t r, float *head);
+void pass_rotate(const pass *p, int layer, size_t r, float *head);
 
 /* The layer's fixed-size state of the session that row r belongs to. */
 static inline void *row_state(const pass *p, size_t r, int layer) {

@@ -374,17 +374,17 @@ static void add_outer(float *m, const float *x, const float *y, size_t rows, siz
     }
 }
 
-static void short_conv(float *out, const float *const *x, const float *w, size_t ldw, size_t taps,
-                       size_t c0, size_t c1, bool silu) {
+static void short_conv(float *out, const float *const *x, const float *w, const float *bias,
+                       size_t ldw, size_t taps, size_t c0, size_t c1, bool silu) {
     const vf one = V_SET1F(1.0f);
     size_t c = c0;
     for (; c + LANES <= c1; c += LANES) {
-        vf sum = w ? V_SET1F(0.0f) : load_f(x[0] + c);
+        vf sum = !w ? load_f(x[0] + c) : bias ? load_f(bias + c) : V_SET1F(0.0f);
         for (size_t j = 0; w && j < taps; j++)
             sum = V_FMA(load_f(w + j * ldw + c), load_f(x[j] + c), sum);
         store_f(out + c, silu ? sum / (one + exp_v(-sum)) : sum);
     }
-    kernels_generic.short_conv(out, x, w, ldw, taps, c, c1, silu);
+    kernels_generic.short_conv(out, x, w, bias, ldw, taps, c, c1, silu);
 }
 
 /* Keys [i, i + n) of delta_step's first sum, `width` vectors of columns; part p goes to t[p]. */

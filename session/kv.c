@@ -10,14 +10,39 @@ struct kv_page {
     _Alignas(64) uint8_t data[];
 };
 
-kv_layout kv_layout_of(kv_kind kind, int layers, int heads, int head_dim) {
-    kv_layout l = {.kind = kind, .layers = layers, .heads = heads, .head_dim = head_dim};
-    size_t size = kind == KV_F32 ? 4 : kind == KV_F16 ? 2 : 1;
-    l.k_bytes = (size_t)head_dim * PAGE * size;
-    l.v_bytes = round_up(head_dim, 16) * PAGE * size;
-    if (kind == KV_Q8_0) l.kd_bytes = l.vd_bytes = (size_t)(head_dim / BLOCK) * PAGE * 2;
-    l.head_bytes = round_up(l.k_bytes + l.v_bytes + l.kd_bytes + l.vd_bytes, 64);
-    l.page_bytes = layers ? sizeof(kv_page) + l.head_bytes * (size_t)layers * (size_t)heads : 0;
+static size_t element_bytes(kv_kind kind) {
+    return kind == KV_F32 ? 4 : kind == KV_F16 ? 2 : 1;
+}
+
+/* Bytes of a head's parts in a page, and of the whole head. */
+typedef struct {
+    size_t k, v, scales, all; /* scales: of k, and as many of v */
+} head_bytes;
+
+static inline head_bytes bytes_of(kv_kind kind, int head_dim) {
+    size_t size = element_bytes(kind);
+    head_bytes b = {.k = (size_t)head_dim * PAGE * size, .v = round_up(head_dim, 16) * PAGE * size};
+    if (kind == KV_Q8_0) b.scales = (size_t)(head_dim / BLOCK) * PAGE * 2;
+    b.all = round_up(b.k + b.v + 2 * b.scales, 64);
+    return b;
+}
+
+void kv_place(kv_slot *slots, int layers) {
+    for (int kind = 0; kind < KV_KINDS; kind++) {
+        size_t at = 0;
+        for (int i = 0; i < layers; i++) {
+            slots[i].at[kind] = at;
+            at += bytes_of((kv_kind)kind, slots[i].head_dim).all * (size_t)slots[i].heads;
+        }
+    }
+}
+
+kv_layout kv_layout_of(kv_kind kind, const kv_slot *slots, int layers) {
+    kv_layout l = {.kind = kind, .layers = layers, .slots = slots};
+    if (!layers) return l;
+    const kv_slot *last = &slots[layers - 1];
+    l.page_bytes =
+        sizeof(kv_page) + last->at[kind] + bytes_of(kind, last->head_dim).all * (size_t)last->heads;
     return l;
 }
 
@@ -102,11 +127,12 @@ void kv_free(kv_cache *c) {
 }
 
 kv_view kv_at(const kv_cache *c, size_t page, int layer, int head) {
-    const kv_layout *l = &c->layout;
-    const uint8_t *k =
-        c->pages[page]->data + l->head_bytes * ((size_t)layer * (size_t)l->heads + (size_t)head);
-    const uint8_t *v = k + l->k_bytes, *kd = v + l->v_bytes;
-    return (kv_view){k, v, (const uint16_t *)kd, (const uint16_t *)(kd + l->kd_bytes)};
+    kv_kind kind = c->layout.kind;
+    const kv_slot *slot = &c->layout.slots[layer];
+    head_bytes b = bytes_of(kind, slot->head_dim);
+    const uint8_t *k = c->pages[page]->data + slot->at[kind] + b.all * (size_t)head;
+    const uint8_t *v = k + b.k, *kd = v + b.v;
+    return (kv_view){k, v, (const uint16_t *)kd, (const uint16_t *)(kd + b.scales)};
 }
 
 /* 32 values to int8 and a scale, as q8_0. */
@@ -137,7 +163,7 @@ static void write_q8(const kv_view *v, int head_dim, size_t at, const float *key
 void kv_write(const kv_cache *c, const kernels *kernels, size_t position, int layer, int head,
               const float *k, const float *v) {
     kv_view view = kv_at(c, position / PAGE, layer, head);
-    size_t at = position % PAGE, head_dim = (size_t)c->layout.head_dim;
+    size_t at = position % PAGE, head_dim = (size_t)c->layout.slots[layer].head_dim;
     size_t padded = round_up(head_dim, 16);
     if (c->layout.kind == KV_F32) {
         for (size_t d = 0; d < head_dim; d++)
@@ -156,7 +182,7 @@ void kv_write(const kv_cache *c, const kernels *kernels, size_t position, int la
 
 void kv_read(const kv_cache *c, size_t position, int layer, int head, float *k, float *v) {
     kv_view view = kv_at(c, position / PAGE, layer, head);
-    size_t at = position % PAGE, head_dim = (size_t)c->layout.head_dim;
+    size_t at = position % PAGE, head_dim = (size_t)c->layout.slots[layer].head_dim;
     size_t padded = round_up(head_dim, 16), blocks = head_dim / BLOCK;
     const float *k32 = view.k, *v32 = (const float *)view.v + at * padded;
     const uint16_t *k16 = view.k, *v16 = (const uint16_t *)view.v + at * padded;
@@ -175,8 +201,8 @@ void kv_read(const kv_cache *c, size_t position, int layer, int head, float *k, 
 
 /* ---- as saved ----------------------------------------------------------------------------- */
 
-size_t kv_packed_bytes(const kv_layout *l) {
-    size_t d = (size_t)l->head_dim;
+size_t kv_packed_bytes(const kv_layout *l, int layer) {
+    size_t d = (size_t)l->slots[layer].head_dim;
     return l->kind == KV_F32 ? 8 * d : l->kind == KV_F16 ? 4 * d : 2 * d + d / BLOCK * 4;
 }
 
@@ -205,8 +231,8 @@ static uint8_t *copy_along(uint8_t *page, uint8_t *packed, size_t n, size_t dims
 static void copy_head(const kv_cache *c, size_t page, int layer, int head, size_t n,
                       uint8_t *packed, bool pack) {
     kv_view v = kv_at(c, page, layer, head);
-    size_t d = (size_t)c->layout.head_dim, blocks = d / BLOCK;
-    size_t size = c->layout.kind == KV_F32 ? 4 : c->layout.kind == KV_F16 ? 2 : 1;
+    size_t d = (size_t)c->layout.slots[layer].head_dim, blocks = d / BLOCK;
+    size_t size = element_bytes(c->layout.kind);
     packed = copy_across((uint8_t *)v.k, packed, n, d, size, pack);
     packed = copy_along((uint8_t *)v.v, packed, n, d, round_up(d, 16), size, pack);
     if (c->layout.kind != KV_Q8_0) return;

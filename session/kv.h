@@ -6,11 +6,17 @@
 
 #include "../kernels_cpu/kernels.h"
 
+/* A layer that keeps keys and values. */
+typedef struct {
+    int heads, head_dim;
+    size_t at[KV_KINDS]; /* where in a page its heads begin, by kind */
+} kv_slot;
+
 typedef struct {
     kv_kind kind;
-    int layers, heads, head_dim;
-    size_t k_bytes, v_bytes, kd_bytes, vd_bytes; /* of one head of one layer of a page */
-    size_t head_bytes, page_bytes;               /* page_bytes: as allocated */
+    int layers;
+    const kv_slot *slots; /* [layers], the model's */
+    size_t page_bytes;    /* as allocated */
 } kv_layout;
 
 typedef struct kv_page kv_page;
@@ -23,7 +29,9 @@ typedef struct {
     size_t held; /* pages that are not NULL */
 } kv_cache;
 
-kv_layout kv_layout_of(kv_kind kind, int layers, int heads, int head_dim);
+/* Fills in `at`, from heads and head_dim. */
+void kv_place(kv_slot *slots, int layers);
+kv_layout kv_layout_of(kv_kind kind, const kv_slot *slots, int layers);
 /* Makes positions [from, to) writable: adds pages, copies shared ones. On failure the cache still
  * holds what it held (perhaps with pages to spare; kv_truncate drops them). */
 linnet_status kv_reserve(kv_cache *c, size_t from, size_t to, linnet_error *err);
@@ -42,10 +50,10 @@ void kv_write(const kv_cache *c, const kernels *kernels, size_t position, int la
 /* Reads them back. */
 void kv_read(const kv_cache *c, size_t position, int layer, int head, float *k, float *v);
 
-/* A page's positions as they are saved, without padding and whatever the layout above: for each of
- * the first n positions its key [head_dim], then of each its value; with KV_Q8_0 then of each the
- * key's scales [head_dim/32], of each the value's. Bytes per position: */
-size_t kv_packed_bytes(const kv_layout *l);
+/* A head's positions of a page as they are saved, without padding and whatever the layout above:
+ * for each of the first n positions its key [head_dim], then of each its value; with KV_Q8_0 then
+ * of each the key's scales [head_dim/32], of each the value's. Bytes per position: */
+size_t kv_packed_bytes(const kv_layout *l, int layer);
 void kv_pack(const kv_cache *c, size_t page, int layer, int head, size_t n, uint8_t *out);
 /* The page must be this cache's alone (kv_reserve). */
 void kv_unpack(const kv_cache *c, size_t page, int layer, int head, size_t n, const uint8_t *in);

@@ -47,10 +47,11 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
                     "its windows slide",
                     o.window_mode == LINNET_TERRACE ? "terrace" : "terrace-hf", gguf_path(m->file));
     kv_kind kind = model_kv_kind(m, o.kv);
-    if (kind == KV_Q8_0 && m->cfg.head_dim % BLOCK)
-        return fail(err, LINNET_ERR_UNSUPPORTED,
-                    "kv q8_0 needs heads of a multiple of %d dimensions, this model's have %d",
-                    BLOCK, m->cfg.head_dim);
+    for (int i = 0; kind == KV_Q8_0 && i < m->kv_layers; i++)
+        if (m->kv_slots[i].head_dim % BLOCK)
+            return fail(err, LINNET_ERR_UNSUPPORTED,
+                        "kv q8_0 needs heads of a multiple of %d dimensions, this model's have %d",
+                        BLOCK, m->kv_slots[i].head_dim);
     linnet_session *s = calloc(1, sizeof *s);
     size_t row = (size_t)m->cfg.n_rows * sizeof(float);
     if (s) s->model = m;
@@ -65,7 +66,7 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
     if (s->state) memset(s->state, 0, m->state_bytes);
     s->ctx = ctx_of(m, o.ctx);
     s->mode = o.window_mode;
-    s->kv.layout = kv_layout_of(kind, m->kv_layers, m->cfg.n_kv_heads, m->cfg.head_dim);
+    s->kv.layout = kv_layout_of(kind, m->kv_slots, m->kv_layers);
     *out = s;
     return LINNET_OK;
 }

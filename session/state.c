@@ -73,10 +73,20 @@ static size_t filled(size_t page, size_t n_tokens) {
     return min_size(PAGE, n_tokens - page * PAGE);
 }
 
+/* The most that a head takes of a position. */
+static size_t most_packed_bytes(const kv_layout *l) {
+    size_t most = 0;
+    for (int i = 0; i < l->layers; i++)
+        most = max_size(most, kv_packed_bytes(l, i));
+    return most;
+}
+
 /* Bytes of a page's tokens in all layers. */
 static uint64_t page_bytes(const kv_layout *l, size_t page, size_t n_tokens) {
-    return (uint64_t)filled(page, n_tokens) * kv_packed_bytes(l) * (uint64_t)l->layers *
-           (uint64_t)l->heads;
+    uint64_t bytes = 0; /* of a position */
+    for (int i = 0; i < l->layers; i++)
+        bytes += kv_packed_bytes(l, i) * (uint64_t)l->slots[i].heads;
+    return filled(page, n_tokens) * bytes;
 }
 
 /* Everything but the pages. */
@@ -127,15 +137,15 @@ static linnet_status put_pages(sink *to, const linnet_session *x) {
     const kv_layout *l = &x->kv.layout;
     size_t n_pages = pages_of(x->model, x->n_tokens);
     linnet_status s = LINNET_OK;
-    uint8_t *packed = n_pages ? malloc(kv_packed_bytes(l) * PAGE) : NULL;
+    uint8_t *packed = n_pages ? malloc(most_packed_bytes(l) * PAGE) : NULL;
     if (n_pages && !packed)
         return fail(to->err, LINNET_ERR_MEMORY, "no memory for a page of the state");
     for (size_t i = 0; i < n_pages; i++) {
         size_t n = filled(i, x->n_tokens);
         for (int layer = 0; holds(x, i) && layer < l->layers; layer++)
-            for (int head = 0; head < l->heads && !s; head++) {
+            for (int head = 0; head < l->slots[layer].heads && !s; head++) {
                 kv_pack(&x->kv, i, layer, head, n, packed);
-                s = put(to, packed, n * kv_packed_bytes(l));
+                s = put(to, packed, n * kv_packed_bytes(l, layer));
             }
     }
     free(packed);
@@ -153,8 +163,8 @@ static linnet_status put_session(sink *to, const linnet_session *x, const uint64
                        .n_rows = (uint32_t)m->cfg.n_rows,
                        .kv_kind = (uint32_t)l->kind,
                        .activations = (uint32_t)m->act,
-                       .kv_heads = (uint32_t)l->heads,
-                       .head_dim = (uint32_t)l->head_dim,
+                       .kv_heads = (uint32_t)m->cfg.n_kv_heads,
+                       .head_dim = (uint32_t)m->cfg.head_dim,
                        .window_mode = (uint32_t)x->mode,
                        .n_tokens = x->n_tokens,
                        .n_pages = pages_of(m, x->n_tokens)};
@@ -425,13 +435,13 @@ static linnet_status get_page_list(source *from, linnet_session *fresh, bool has
 static linnet_status get_pages(source *from, linnet_session *fresh) {
     const kv_layout *l = &fresh->kv.layout;
     linnet_status s = LINNET_OK;
-    uint8_t *packed = malloc(kv_packed_bytes(l) * PAGE);
+    uint8_t *packed = malloc(most_packed_bytes(l) * PAGE);
     if (!packed) return fail(from->err, LINNET_ERR_MEMORY, "%s: no memory to read it", from->name);
     for (size_t i = 0; i < fresh->kv.n_pages; i++) {
         size_t n = filled(i, fresh->n_tokens);
         for (int layer = 0; holds(fresh, i) && layer < l->layers; layer++)
-            for (int head = 0; head < l->heads && !s; head++)
-                if (!(s = get(from, packed, n * kv_packed_bytes(l))))
+            for (int head = 0; head < l->slots[layer].heads && !s; head++)
+                if (!(s = get(from, packed, n * kv_packed_bytes(l, layer))))
                     kv_unpack(&fresh->kv, i, layer, head, n, packed);
     }
     free(packed);

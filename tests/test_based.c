@@ -157,7 +157,8 @@ static void broken_files_are_refused(void **state) {
         check_breakage("based_hybrid", &hybrid[i]);
     const breakage gated[] = {
         {"sigmoid", "sigmoif", 0, unsupported,
-         "linnet.feed_forward.activation is 'sigmoif', expected silu, gelu or sigmoid"},
+         "linnet.feed_forward.activation is 'sigmoif', expected silu, gelu, sigmoid or "
+         "powlu"},
     };
     check_breakage("based_slide_112", &gated[0]);
 }

@@ -2,13 +2,15 @@
  * a broken file of such a model is told. That the mixers match upstream's formulas, and themselves
  * however a prompt is cut, is in test_forward.c. */
 #include "../model.h"
+#include "build_gguf.h"
 #include "support.h"
 
 #include <unistd.h>
 
 static const char *const names[] = {
-    "delta_relu_sum_no_conv", "delta_identity_sum_wide", "delta_elu_twice_beta", "delta_odd_heads",
-    "delta_hybrid_list",      "gated_delta_groups",      "gated_delta_hybrid"};
+    "delta_relu_sum_no_conv", "delta_identity_sum_wide", "delta_elu_twice_beta",
+    "delta_odd_heads",        "delta_hybrid_list",       "delta_hybrid_shapes",
+    "delta_conv_bias_powlu",  "gated_delta_groups",      "gated_delta_hybrid"};
 enum { N_NAMES = sizeof names / sizeof *names, LONG = 4096 };
 
 static linnet_model *open_named(const char *name, linnet_activations act, int threads) {
@@ -97,14 +99,8 @@ typedef struct {
     const char *says;
 } breakage;
 
-static void check_breakage(const char *name, const breakage *c) {
+static void check_opens_with(const char *name, bytes b, linnet_status status, const char *says) {
     char path[] = "/tmp/linnet_delta_XXXXXX";
-    bytes b = read_file(name);
-    char *at = find(b, c->text);
-    if (c->other)
-        memcpy(at, c->other, strlen(c->other));
-    else
-        memcpy(at + strlen(c->text) + 4, &c->value, 4);
     int fd = mkstemp(path);
     assert_true(fd >= 0);
     assert_int_equal(write(fd, b.data, b.n), b.n);
@@ -114,9 +110,43 @@ static void check_breakage(const char *name, const breakage *c) {
     linnet_status s = linnet_model_open(&m, path, NULL, &err);
     unlink(path);
     free(b.data);
-    if (s != c->status || !strstr(err.text, c->says))
-        fail_msg("%s: %s: status %d, \"%s\"; expected %d, \"%s\"", name, c->text, (int)s,
-                 s ? err.text : "", (int)c->status, c->says);
+    if (s != status || !strstr(err.text, says))
+        fail_msg("%s: status %d, \"%s\"; expected %d, \"%s\"", name, (int)s, s ? err.text : "",
+                 (int)status, says);
+}
+
+/* `skip`: bytes between the key's type and the number. */
+static void check_breakage(const char *name, const breakage *c, size_t skip) {
+    bytes b = read_file(name);
+    char *at = find(b, c->text);
+    if (c->other)
+        memcpy(at, c->other, strlen(c->other));
+    else
+        memcpy(at + strlen(c->text) + 4 + skip, &c->value, 4);
+    check_opens_with(name, b, c->status, c->says);
+}
+
+/* The same after `kv`, one more key and value of `n` bytes, and another that keeps alignment. */
+static void check_with_key(const char *name, const void *kv, size_t n, linnet_status status,
+                           const char *says) {
+    enum { HEAD = 24, PAD = 256 };
+    bytes file = read_file(name), b = {calloc(1, file.n + PAD), file.n + PAD};
+    uint64_t keys;
+    memcpy(b.data, file.data, HEAD);
+    memcpy(&keys, b.data + 16, 8);
+    keys += 2;
+    memcpy(b.data + 16, &keys, 8);
+    memcpy(b.data + HEAD, kv, n);
+    buf pad = {0};
+    char text[PAD] = "";
+    memset(text, 'x', PAD - n - 23);
+    put_kv_str(&pad, "pad", text);
+    assert_int_equal(n + pad.n, PAD);
+    memcpy(b.data + HEAD + n, pad.p, pad.n);
+    memcpy(b.data + HEAD + PAD, file.data + HEAD, file.n - HEAD);
+    free(pad.p);
+    free(file.data);
+    check_opens_with(name, b, status, says);
 }
 
 static uint32_t bits(float f) {
@@ -154,21 +184,77 @@ static void broken_files_are_refused(void **state) {
          "blk.1.ssm_norm.weight is missing"},
         {"blk.0.ssm_beta.weight", "blk.0.ssm_bexx.weight", 0, format,
          "blk.0.ssm_beta.weight is missing"},
-        {"blk.0.ssm_conv1d.weight", "blk.0.ssm_conv2d.weight", 0, unsupported,
-         "blk.0.ssm_conv2d.weight is not part of the architecture"},
+        {"blk.0.ssm_conv1d.weight", "blk.0.ssm_conv2d.weight", 0, format,
+         "blk.0.ssm_conv1d.weight is missing"},
+        {"blk.0.attn_gate.weight", "blk.0.attn_gatx.weight", 0, format,
+         "tensor blk.0.attn_gate.weight is missing, but layer 1 has one"},
+        {"blk.1.attn_gate.weight", "blk.1.attn_gatx.weight", 0, format,
+         "tensor blk.1.attn_gate.weight is missing, but layer 0 has one"},
         {"gated_delta_net", "gated_delta_nex", 0, unsupported,
          "linnet.mixers names 'gated_delta_nex'"},
     };
     for (size_t i = 0; i < sizeof gated / sizeof *gated; i++)
-        check_breakage("gated_delta_groups", &gated[i]);
+        check_breakage("gated_delta_groups", &gated[i], 0);
     const breakage plain[] = {
+        {"blk.1.ssm_out.weight", "blk.1.ssm_oux.weight", 0, format,
+         "blk.1.ssm_out.weight is missing"},
         {"identity", "identitx", 0, unsupported,
          "qk_activation is 'identitx', expected one of silu relu elu identity"},
-        {"blk.0.attn_gate.weight", "blk.0.ssm_alpha.weight", 0, unsupported,
-         "blk.0.ssm_alpha.weight is not part of the architecture"},
     };
     for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
-        check_breakage("delta_identity_sum_wide", &plain[i]);
+        check_breakage("delta_identity_sum_wide", &plain[i], 0);
+    const breakage biased[] = {
+        {"blk.1.ssm_conv1d.bias", "blk.1.ssm_conv1d.bixx", 0, format,
+         "tensor blk.1.ssm_conv1d.bias is missing, but layer 0 has one"},
+        {"blk.1.ssm_beta.weight", "blk.1.ssm_bexx.weight", 0, format,
+         "tensor blk.1.ssm_beta.weight is missing, but layer 0 has one"},
+    };
+    for (size_t i = 0; i < sizeof biased / sizeof *biased; i++)
+        check_breakage("delta_conv_bias_powlu", &biased[i], 0);
+    static const size_t element = 0, entries = 12; /* of an array, behind its type */
+    const struct {
+        breakage b;
+        size_t skip;
+    } shapes[] = {
+        {{"linnet.attention.head_count", NULL, 0, format,
+          "linnet.attention.head_count of layer 1 is 0, expected 1 to"},
+         entries + 4},
+        {{"linnet.attention.head_count", NULL, 5, format,
+          "embedding_length 48 is not a multiple of layer 1's head_count 5"},
+         entries + 4},
+        {{"linnet.attention.head_count", NULL, 6, format, "6 heads over 8 KV heads"}, entries + 4},
+        {{"linnet.attention.head_count_kv", NULL, 3, format, "4 heads over 3 KV heads"},
+         entries + 12},
+        {{"linnet.attention.head_count_kv", NULL, 2, format, "attn_k.weight: expected"},
+         entries + 4},
+        {{"linnet.rope.freq_base", NULL, bits(0.5f), format,
+          "linnet.rope.freq_base of layer 3 is 0.5, expected an f32 of 1.0001 to"},
+         entries + 12},
+        {{"linnet.rope.freq_base", NULL, 4, format, "freq_base of layer 0 is nan, expected an f32"},
+         element},
+        {{"blk.0.attn_q.bias", "blk.2.ssm_dt.bias", 0, unsupported, /* delta_net has no decay */
+          "blk.2.ssm_dt.bias is not part of the architecture"},
+         0},
+        {{"softmax", "lolcats", 0, unsupported,
+          "layer 0 has LoLCATs' attention, but heads or rotary frequencies differ between layers"},
+         0},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        check_breakage("delta_hybrid_shapes", &shapes[i].b, shapes[i].skip);
+    buf kv = {0};
+    put_kv_str(&kv, "linnet.rope.scaling.type", "linear");
+    check_with_key("delta_hybrid_shapes", kv.p, kv.n, unsupported,
+                   "layers with different rotary frequencies and a scaling of them");
+    kv.n = 0;
+    put_kv_array(&kv, "linnet.rope.freq_base", 6, 1);
+    put_f32(&kv, 500);
+    check_with_key("delta_identity_sum_wide", kv.p, kv.n, format,
+                   "linnet.rope.freq_base has 1 entries for 2 layers");
+    kv.n = 0;
+    put_kv_u32(&kv, "linnet.rope.dimension_count", 24);
+    check_with_key("delta_hybrid_shapes", kv.p, kv.n, format,
+                   "layer 1 has heads of 6 dimensions, of which 24 rotate");
+    free(kv.p);
 }
 
 int main(void) {

@@ -2,6 +2,7 @@
 import os
 import sys
 import unittest
+import warnings
 
 import numpy as np
 
@@ -74,6 +75,27 @@ class Delta(Case):
         np.testing.assert_array_equal(out["blk.2.attn_k.weight"],
                                       w["model.layers.2.attn.k_proj.weight"])
 
+    def test_entries_that_differ(self):
+        """One number for all layers or one for each; the others get the first softmax layer's."""
+        one = {"layers": [3], "num_heads": 4, "num_kv_heads": 2}
+        base = {**PLAIN, "num_hidden_layers": 4}
+        for other, keys in (
+                ({"num_heads": 8, "num_kv_heads": 2}, {"attention.head_count": [8, 8, 8, 4],
+                                                       "attention.head_count_kv": 2,
+                                                       "rope.freq_base": 10000.0}),
+                ({"num_heads": 4}, {"attention.head_count": 4,
+                                    "attention.head_count_kv": [4, 4, 4, 2],
+                                    "rope.freq_base": 10000.0}),
+                ({"num_heads": 4, "num_kv_heads": 2, "rope_theta": 500},
+                 {"attention.head_count": 4, "attention.head_count_kv": 2,
+                  "rope.freq_base": [500.0, 500.0, 500.0, 10000.0]})):
+            meta, out, _ = self.both({**base, "attn": [one, {"layers": [1], "window_size": 9,
+                                                             "qkv_bias": True, **other}]})
+            self.assertEqual({k: meta["linnet." + k] for k in keys}, keys)
+            self.assertEqual(meta["linnet.attention.window_layers"], [0, 9, 0, 0])
+            self.assertIn("blk.1.attn_q.bias", out)
+            self.assertNotIn("blk.3.attn_q.bias", out)
+
     def test_small_tensors_stay_f32(self):
         for kind in ("q8_0", "q4_0", "f16", "bf16"):
             self.both({**GATED, "num_hidden_layers": 1}, kind)
@@ -109,6 +131,31 @@ class Delta(Case):
         self.assertEqual(meta["linnet.context_length"], 2048)
         self.assertAlmostEqual(meta["linnet.attention.layer_norm_rms_epsilon"], 1e-6, places=12)
 
+    def test_convolutions_with_bias(self):
+        _, out, w = self.both({**GATED, "conv_bias": True})
+        self.assertEqual(self.types["blk.0.ssm_conv1d.bias"], "F32")
+        np.testing.assert_array_equal(out["blk.1.ssm_conv1d.bias"], np.concatenate(
+            [w[f"model.layers.1.attn.{x}_conv1d.bias"] for x in "qkv"]))
+        self.refused("k_conv1d.bias is missing", {**GATED, "conv_bias": True},
+                     lambda w: w.pop("model.layers.1.attn.k_conv1d.bias"))
+
+    def test_powlu(self):
+        meta, _, _ = self.both({**PLAIN, "hidden_act": "powlu"})
+        self.assertEqual(meta["linnet.feed_forward.activation"], "powlu")
+
+    def test_widths(self):
+        """A product that is whole but for rounding: 100 * 0.29 is 28.999999999999996."""
+        meta, _, _ = self.both({**PLAIN, "hidden_size": 100, "num_heads": 1, "expand_k": 0.29})
+        self.assertEqual(meta["linnet.delta.key_length"], 29)
+
+    def test_infinite_decay(self):
+        def huge(w):
+            w["model.layers.0.attn.A_log"] = np.full(2, 200, np.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            _, out, _ = self.both(GATED, change=huge)
+        self.assertTrue(np.isinf(out["blk.0.ssm_a"]).all())
+
     def test_tied(self):
         _, out, _ = self.both({**PLAIN, "tie_word_embeddings": True})
         self.assertNotIn("output.weight", out)
@@ -124,7 +171,10 @@ class Delta(Case):
     def test_refused_options(self):
         for change, pattern in (
                 ({"attnres_block_size": 2}, "attnres_block_size = 2 is not supported"),
-                ({"hidden_act": "powlu"}, "hidden_act = 'powlu' is not supported"),
+                ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, expected 'swish' or "
+                                         "'silu' or 'powlu'"),
+                ({"norm_eps": 10 ** 400}, "norm_eps is 10*, expected a number above 0"),
+                ({"norm_eps": 1e-320}, "norm_eps is 1e-320, expected .* that float32 holds"),
                 ({"share_conv_kernel": True}, "share_conv_kernel = True"),
                 ({"use_rope": True}, "use_rope = True"),
                 ({"use_elu": True}, "use_elu = True")):

@@ -516,19 +516,20 @@ static void delta_row_kernels_equal_generic_and_float64(void **state) {
             assert_memory_equal(got, out[1], n * sizeof *x);
         }
         for (size_t taps = 0; taps <= 5; taps++)
-            for (int silu = 0; silu < 2; silu++) {
-                const float *weights = taps ? w : NULL;
+            for (int option = 0; option < 4; option++) {
+                const float *weights = taps ? w : NULL, *bias = option / 2 ? x + 5 * n : NULL;
                 size_t from = n / 3;
-                kernels_generic.short_conv(out[0], rows, weights, n, taps, from, n, silu);
+                bool silu = option % 2;
+                kernels_generic.short_conv(out[0], rows, weights, bias, n, taps, from, n, silu);
                 for (size_t i = from; i < n; i++) {
-                    double sum = taps ? 0 : x[i];
+                    double sum = !taps ? x[i] : bias ? bias[i] : 0;
                     for (size_t j = 0; j < taps; j++)
                         sum += (double)w[j * n + i] * rows[j][i];
                     double expected = silu ? sum / (1 + exp(-sum)) : sum;
                     assert_true(fabs(out[0][i] - expected) <= 3e-6);
                 }
                 for (const kernels **k = tables; *k; k++) {
-                    (*k)->short_conv(got, rows, weights, n, taps, from, n, silu);
+                    (*k)->short_conv(got, rows, weights, bias, n, taps, from, n, silu);
                     assert_memory_equal(got + from, out[0] + from, (n - from) * sizeof *got);
                 }
             }

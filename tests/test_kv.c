@@ -16,8 +16,16 @@ static float number(void) {
     return ((float)draw(20001) - 10000.0f) / 1000.0f;
 }
 
+/* All layers alike; the last two caches made are valid. */
 static kv_cache make_cache(kv_kind kind, int layers, int heads, int head_dim) {
-    return (kv_cache){.layout = kv_layout_of(kind, layers, heads, head_dim)};
+    static kv_slot slots[2][8];
+    static int at;
+    kv_slot *own = slots[at++ % 2];
+    assert_in_range(layers, 0, 8);
+    for (int i = 0; i < layers; i++)
+        own[i] = (kv_slot){.heads = heads, .head_dim = head_dim};
+    kv_place(own, layers);
+    return (kv_cache){.layout = kv_layout_of(kind, own, layers)};
 }
 
 static void grow(kv_cache *c, size_t from, size_t to) {
@@ -32,7 +40,8 @@ static void drop(kv_cache *c, size_t n) {
 /* What a position holds, read by the layout that kernels.h documents. */
 static void read_back(const kv_cache *c, size_t position, int layer, int head, float *k, float *v) {
     kv_view p = kv_at(c, position / PAGE, layer, head);
-    size_t at = position % PAGE, d = (size_t)c->layout.head_dim, padded = (d + 15) / 16 * 16;
+    size_t at = position % PAGE, d = (size_t)c->layout.slots[layer].head_dim,
+           padded = (d + 15) / 16 * 16;
     for (size_t i = 0; i < d; i++) {
         if (c->layout.kind == KV_F32) {
             k[i] = ((const float *)p.k)[i * PAGE + at];
@@ -76,7 +85,8 @@ static void layouts_round_trip(void **state) {
             if (kind == KV_Q8_0 && d % 32) continue;
             kv_cache c = make_cache((kv_kind)kind, LAYERS, HEADS, dims[i]);
             assert_int_equal(c.layout.page_bytes % 64, 0);
-            assert_int_equal(c.layout.head_bytes % 64, 0);
+            for (int i = 0; i < c.layout.layers; i++)
+                assert_int_equal(c.layout.slots[i].at[kind] % 64, 0);
             float *keys = malloc(N * each * sizeof(float)),
                   *values = malloc(N * each * sizeof(float));
             grow(&c, 0, N);

@@ -16,4 +16,4 @@ def make_plan(values, path, names):
         if family.recognise(config, names):
             return family.plan(config, names)
     kind = values.get("model_type") or ", ".join(map(str, values.get("architectures") or ["none"]))
-    raise ExportError(f"{path}: model_type {kind!r} is not supported; supported are {SUPPORTED}")
+    raise ExportError(f"{path}: model_type {kind!r:.60} is not supported; supported are {SUPPORTED}")

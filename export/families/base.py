@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import ExportError
 
 REQUIRED = object()
+F32_LEAST, F32_MOST = 1.2e-38, 3.4e38
 
 
 class Config:
@@ -41,8 +42,9 @@ class Config:
         key, v = self.find(keys, default)
         if v is default:
             return v
-        if type(v) not in (int, float) or not math.isfinite(v) or not v > low:
-            raise ExportError(f"{self.path}: {key} is {v!r:.60}, expected a number above {low:g}")
+        if type(v) not in (int, float) or not low < v < F32_MOST or 0 < abs(v) < F32_LEAST:
+            raise ExportError(f"{self.path}: {key} is {v!r:.60}, expected a number above {low:g} "
+                              "that float32 holds")
         return float(v)
 
     def bool(self, *keys, default=REQUIRED):
@@ -99,7 +101,7 @@ class Out:
 class Plan:
     arch: str
     n_rows: int  # of the embedding: the vocabulary is padded to it
-    metadata: list = field(default_factory=list)  # (key, "u32" | "f32" | "str" | "u32s", value)
+    metadata: list = field(default_factory=list)  # (key, "u32" | "f32" | "str" | "u32s" | "f32s", value)
     tensors: list = field(default_factory=list)
     ignorable: list = field(default_factory=list)  # regular expressions for full names
     notes: list = field(default_factory=list)

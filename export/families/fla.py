@@ -1,4 +1,5 @@
 """flash-linear-attention's delta_net and gated_deltanet, pure or with softmax layers (`attn`)."""
+import math
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from .base import (
     write_windows,
 )
 from .llama import embedding
+from .qwen_hybrid import minus_exp
 
 KINDS = ("delta_net", "gated_deltanet")
 
@@ -35,13 +37,10 @@ def rows(first, last, w):
     return w[first:last]
 
 
-def negative_exp(a_log):
-    return -np.exp(a_log)
-
-
 def width(config, key, default, base):
     """base * expand, as an integer: flash-linear-attention 0.5 cut it, 0.6 wants it whole."""
-    n = int(base * config.number(key, default=default))
+    exact = base * config.number(key, default=default)
+    n = round(exact) if math.isclose(exact, round(exact)) else int(exact)
     if n < 1:
         raise ExportError(f"{config.path}: {key} leaves no dimensions of {base}")
     return n
@@ -67,8 +66,8 @@ class Softmax:
     """The `attn` of a hybrid: a dict, or a list of them, each with its own layers."""
 
     def __init__(self, config, n_layers, D):
-        self.layers, self.window, self.bias = set(), [0] * n_layers, {}
-        self.shared = None  # what all entries must agree on
+        self.window = [0] * n_layers
+        self.layers = {}  # layer: (num_heads, num_kv_heads, rope_theta, qkv_bias)
         v = config.values.get("attn")
         entries = v if isinstance(v, list) else [] if v is None else [v]
         for e in entries:
@@ -83,7 +82,7 @@ class Softmax:
                                                    for i in layers):
             raise ExportError(f"{entry.path}: layers is {layers!r:.60}, expected a list of layer "
                               f"numbers below {n_layers}")
-        twice = self.layers & set(layers)
+        twice = self.layers.keys() & set(layers)
         if twice:
             raise ExportError(f"{entry.path}: layer {min(twice)} is in two entries")
         heads = entry.int("num_heads")
@@ -92,24 +91,34 @@ class Softmax:
         if D % heads or D // heads % 2 or heads % kv:
             raise ExportError(f"{entry.path}: num_heads {heads} must cut hidden_size {D} into even "
                               f"parts and be a multiple of num_kv_heads {kv}")
-        if not layers:
-            return
-        if self.shared not in (None, (heads, kv, theta)):
-            raise ExportError(f"{entry.path}: entries with different num_heads, num_kv_heads or "
-                              "rope_theta are not supported")
-        self.shared = heads, kv, theta
-        self.layers |= set(layers)
         window = entry.int("window_size", default=None) or 0
+        bias = entry.bool("qkv_bias", default=False)
         for i in layers:
             self.window[i] = window
-            self.bias[i] = entry.bool("qkv_bias", default=False)
+            self.layers[i] = heads, kv, theta, bias
+
+    def write(self, p):
+        """One number for all layers, or one for each where softmax layers differ; the others get
+        that of the first softmax layer."""
+        if not self.layers:
+            return
+        first = self.layers[min(self.layers)]
+        keys = (("attention.head_count", p.u32, "u32s"), ("attention.head_count_kv", p.u32, "u32s"),
+                ("rope.freq_base", p.f32, "f32s"))
+        for n, (key, one, array) in enumerate(keys):
+            each = [self.layers.get(i, first)[n] for i in range(len(self.window))]
+            if len(set(each)) == 1:
+                one(key, each[0])
+            else:
+                p.metadata.append((f"{p.arch}.{key}", array, each))
+        write_windows(p, self.window)
 
 
 def plan(config, names):
     gated = config.str("model_type") == "gated_deltanet"
     p = Plan("linnet", config.int("vocab_size", default=32000))
     refuse_foreign_options(config)
-    config.only("hidden_act", "swish", "silu")
+    act = choice(config, "hidden_act", "swish", "swish", "silu", "powlu")
     refuse_present(config, "attnres_block_size")
     for key in ("share_conv_kernel", "use_rope", "use_elu", "use_residual"):  # of spring 2024
         config.only(key, False)
@@ -148,6 +157,8 @@ def plan(config, names):
     p.u32("context_length", config.int("max_position_embeddings", default=2048))
     p.u32("embedding_length", D)
     p.u32("feed_forward_length", I)
+    if act == "powlu":
+        p.str("feed_forward.activation", act)
     p.f32("attention.layer_norm_rms_epsilon", eps)
     mixer = "gated_delta_net" if gated else "delta_net"
     p.metadata.append(("linnet.mixers", "array",
@@ -163,12 +174,7 @@ def plan(config, names):
     p.f32("delta.beta_scale", 2.0 if config.bool("allow_neg_eigval", default=False) else 1.0)
     p.f32("delta.norm_epsilon", eps)
     p.str("delta.gate_activation", "sigmoid" if gate == "sigmoid" else "silu")
-    if softmax.layers:
-        heads, kv, theta = softmax.shared
-        p.u32("attention.head_count", heads)
-        p.u32("attention.head_count_kv", kv)
-        p.f32("rope.freq_base", theta)
-        write_windows(p, [softmax.window[i] if i in softmax.layers else 0 for i in range(n_layers)])
+    softmax.write(p)
 
     at = choose_prefix(names, "model.", "embeddings.weight")
     embedding(config, p, names, at + "embeddings.weight", D, default_tied=False)
@@ -182,10 +188,11 @@ def plan(config, names):
             p.vector(f"{dst}{ours}.weight", f"{src}{name}.weight", D)
         src += "attn."
         if i in softmax.layers:
-            attention(p, src, dst, D, *softmax.shared[:2], softmax.bias[i])
+            heads, kv, _, bias = softmax.layers[i]
+            attention(p, src, dst, D, heads, kv, bias)
         else:
-            delta(p, src, dst, D, gated, (H * K, H * K, HV * V), HV, V, W if has_conv else 0,
-                  has_beta, has_gate)
+            delta(p, names, src, dst, D, gated, (H * K, H * K, HV * V), HV, V,
+                  W if has_conv else 0, has_beta, has_gate)
         mlp(p, names, f"{at}layers.{i}.mlp.", dst, D, I)
     p.ignorable += COMMON_IGNORABLE + [r".*\.attn\.rotary\.inv_freq"]
     if gated:
@@ -202,23 +209,26 @@ def attention(p, src, dst, D, heads, kv, bias):
     p.matrix(dst + "attn_output.weight", src + "o_proj.weight", (D, D))
 
 
-def delta(p, src, dst, D, gated, parts, HV, V, W, has_beta, has_gate):
+def delta(p, names, src, dst, D, gated, parts, HV, V, W, has_beta, has_gate):
     def joined(name, suffix, shapes, make, f32=False):
-        p.tensors.append(Out(dst + name, tuple(f"{src}{x}_{suffix}.weight" for x in "qkv"),
+        p.tensors.append(Out(dst + name, tuple(f"{src}{x}_{suffix}" for x in "qkv"),
                              tuple(shapes), make, f32=f32))
 
     def small(name, source):  # a few rows that steer the whole state: never quantized
         p.matrix(dst + name, src + source, (HV, D))
         p.tensors[-1].f32 = True
 
-    joined("attn_qkv.weight", "proj", [(n, D) for n in parts], join_rows)
+    joined("attn_qkv.weight", "proj.weight", [(n, D) for n in parts], join_rows)
     if W:
-        joined("ssm_conv1d.weight", "conv1d", [(n, 1, W) for n in parts], join_conv, f32=True)
+        joined("ssm_conv1d.weight", "conv1d.weight", [(n, 1, W) for n in parts], join_conv,
+               f32=True)
+        if any(f"{src}{x}_conv1d.bias" in names for x in "qkv"):  # conv_bias, not in any config
+            joined("ssm_conv1d.bias", "conv1d.bias", [(n,) for n in parts], join_rows, f32=True)
     if has_beta:
         small("ssm_beta.weight", "b_proj.weight")
     if gated:
         small("ssm_alpha.weight", "a_proj.weight")
-        p.vector(dst + "ssm_a", src + "A_log", HV, negative_exp)
+        p.vector(dst + "ssm_a", src + "A_log", HV, minus_exp)
         p.tensors[-1].computes = True
         p.vector(dst + "ssm_dt.bias", src + "dt_bias", HV)
     if has_gate:

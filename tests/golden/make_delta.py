@@ -48,6 +48,12 @@ MODELS = {
                         "expand_v": 1.5, "qk_activation": "identity", "use_gate": True},
     "delta_hybrid_list": {**DELTA, "num_hidden_layers": 3, "attn": [
         WINDOW, {**WINDOW, "layers": [2], "window_size": None, "qkv_bias": True}]},
+    "delta_hybrid_shapes": {**DELTA, "hidden_size": 48, "num_hidden_layers": 4, "attn": [
+        {**WINDOW, "layers": [3]}, {"layers": [0], "num_heads": 2, "num_kv_heads": 1,
+                                    "qkv_bias": True, "window_size": 70},
+        {**WINDOW, "layers": [1], "num_heads": 8, "num_kv_heads": 8, "window_size": None}]},
+    "delta_conv_bias_powlu": {**DELTA, "conv_bias": True, "hidden_act": "powlu",
+                              "qk_activation": "relu"},
     "gated_delta_groups": {**GATED, "num_v_heads": 6, "head_dim": 11, "expand_v": 1.75,
                            "output_gate_activation": "sigmoid", "allow_neg_eigval": True},
     "gated_delta_hybrid": {**GATED, "num_hidden_layers": 3, "use_gate": False, "head_dim": 20,
@@ -79,8 +85,8 @@ def dims(c):
         K = c["head_dim"]
         return c["num_heads"], c["num_v_heads"] or c["num_heads"], K, int(K * c["expand_v"])
     H = c["num_heads"]
-    return (H, H, int(c["hidden_size"] * c["expand_k"]) // H,
-            int(c["hidden_size"] * c["expand_v"]) // H)
+    return (H, H, round(c["hidden_size"] * c["expand_k"]) // H,
+            round(c["hidden_size"] * c["expand_v"]) // H)
 
 
 def entry_of(c, i):
@@ -103,7 +109,7 @@ def shapes(c):
         out[at + "mlp.down_proj.weight"] = (D, I)
         at += "attn."
         if e:
-            kv = D // e["num_heads"] * (e["num_kv_heads"] or e["num_heads"])
+            kv = D // e["num_heads"] * (e.get("num_kv_heads") or e["num_heads"])
             for x, n in (("q", D), ("k", kv), ("v", kv)):
                 out[f"{at}{x}_proj.weight"] = (n, D)
                 if e.get("qkv_bias"):
@@ -114,6 +120,8 @@ def shapes(c):
             out[f"{at}{x}_proj.weight"] = (n, D)
             if c["use_short_conv"]:
                 out[f"{at}{x}_conv1d.weight"] = (n, 1, W)
+                if c.get("conv_bias"):  # an argument of upstream's layers, which no config sets
+                    out[f"{at}{x}_conv1d.bias"] = (n,)
         gated = c["model_type"] == "gated_deltanet"
         if gated or c["use_beta"]:
             out[at + "b_proj.weight"] = (HV, D)
@@ -164,6 +172,11 @@ def rms(x, w, eps):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * w
 
 
+def powlu(x):
+    p = np.where(x > 0, 3 / (np.sqrt(np.maximum(x, 0)) + 1), 1)
+    return np.where(x > 0, np.maximum(x, 1e-300) ** p, x) * sigmoid(x)
+
+
 def convolve(x, w):
     """x [T, C], w [C, 1, W]: the last tap is the current token."""
     W = w.shape[2]
@@ -180,7 +193,7 @@ def delta_layer(c, w, x, states=None):
     for part in "qkv":
         y = x @ w[part + "_proj.weight"].T
         if c["use_short_conv"]:
-            y = convolve(y, w[part + "_conv1d.weight"])
+            y = convolve(y, w[part + "_conv1d.weight"]) + w.get(part + "_conv1d.bias", 0)
         parts.append(silu(y) if part == "v" or activation == "silu" else y)
     q, k = (y.reshape(n, H, K) for y in parts[:2])
     v = parts[2].reshape(n, HV, V)
@@ -229,13 +242,13 @@ def rotate(x, theta):
 def softmax_layer(e, w, x):
     n, D = x.shape
     H = e["num_heads"]
-    KV, d = e["num_kv_heads"] or H, D // H
+    KV, d = e.get("num_kv_heads") or H, D // H
     q, k, v = (x @ w[p + "_proj.weight"].T + w.get(p + "_proj.bias", 0) for p in "qkv")
     theta = e.get("rope_theta", 10000.0)
     q, k = rotate(q.reshape(n, H, d), theta), rotate(k.reshape(n, KV, d), theta)
     v = v.reshape(n, KV, d)
     back = np.arange(n)[:, None] - np.arange(n)[None]
-    seen = (back >= 0) & (back < (e["window_size"] or n))
+    seen = (back >= 0) & (back < (e.get("window_size") or n))
     o = np.empty((n, H, d))
     for h in range(H):
         g = h // (H // KV)
@@ -255,7 +268,8 @@ def logits_of(c, weights, ids, states=None):
         h = h + (softmax_layer(e, layer, x) if e else delta_layer(c, layer, x, states))
         x = rms(h, w[at + "mlp_norm.weight"], c["norm_eps"])
         gate, up = (x @ w[f"{at}mlp.{p}_proj.weight"].T for p in ("gate", "up"))
-        h = h + (silu(gate) * up) @ w[at + "mlp.down_proj.weight"].T
+        act = powlu if c["hidden_act"] == "powlu" else silu
+        h = h + (act(gate) * up) @ w[at + "mlp.down_proj.weight"].T
     head = "model.embeddings.weight" if c["tie_word_embeddings"] else "lm_head.weight"
     return rms(h, w["model.norm.weight"], c["norm_eps"]) @ w[head].T
 
