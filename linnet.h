@@ -40,7 +40,7 @@ typedef enum {
     LINNET_ERR_MEMORY,      /* an allocation failed or would exceed a limit */
     LINNET_ERR_CONTEXT,     /* the session has no room for these tokens */
     LINNET_ERR_TOKENIZER,   /* the file has no vocabulary */
-    LINNET_ERR_NUMERIC,     /* NaN or infinity appeared in the logits */
+    LINNET_ERR_NUMERIC,     /* NaN or infinity: in weights, in a layer, in the logits */
     LINNET_ERR_CANCELLED    /* a callback asked to stop */
 } linnet_status;
 typedef struct {
