@@ -160,9 +160,8 @@ typedef struct {
     linnet_rows_fn rows; /* called for LINNET_LOGITS_ALL, on the calling thread */
     void *user;
 } linnet_item;
-/* Advances distinct sessions of one model at once, each bitwise as alone. After an error (NaN
- * counts in every token) none has advanced, but a step may lose a recurrent state: then reset or
- * load. */
+/* Advances distinct sessions of one model at once, each bitwise as alone. After an error (NaN is
+ * one) none has advanced, but a step may lose a recurrent state: then reset or load it. */
 linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress_fn progress,
                              void *user, linnet_error *err);
 linnet_status linnet_feed(linnet_session *session, const int32_t *tokens, size_t n,

@@ -340,6 +340,7 @@ static void long_decode(void **state) {
     for (int i = 0; i < m->cfg.n_layers; i++) {
         const mixer_ops *mixer = m->layers[i].mixer;
         size_t n = mixer->state_bytes ? mixer->state_bytes(m, m->layers[i].mixer_weights) / 4 : 0;
+        if (!n) continue;
         const float *at = (const float *)(x->state + m->layers[i].state_at);
         for (size_t k = 0; k < n; k++)
             if (!isfinite(at[k]))
