@@ -40,7 +40,7 @@ typedef enum {
     LINNET_ERR_MEMORY,      /* an allocation failed or would exceed a limit */
     LINNET_ERR_CONTEXT,     /* the session has no room for these tokens */
     LINNET_ERR_TOKENIZER,   /* the file has no vocabulary */
-    LINNET_ERR_NUMERIC,     /* NaN or infinity appeared in the logits */
+    LINNET_ERR_NUMERIC,     /* NaN or infinity: in weights, in a layer, in the logits */
     LINNET_ERR_CANCELLED    /* a callback asked to stop */
 } linnet_status;
 typedef struct {
@@ -94,7 +94,7 @@ typedef struct {
 const linnet_model_info *linnet_model_get_info(const linnet_model *m);
 /* The mixer of one layer ("softmax", ...) and its window in tokens (0 = whole context). */
 const char *linnet_model_mixer(const linnet_model *m, int layer, int *window);
-/* Bytes of state that a session of `n_tokens` holds, exactly as allocated. */
+/* Bytes of state that a session of `n_tokens` holds, exactly as allocated; its windows slide. */
 uint64_t linnet_model_state_bytes(const linnet_model *m, linnet_kv_type kv, uint64_t n_tokens);
 /* Bytes of activations that a prefill piece of the largest size needs. */
 uint64_t linnet_model_activation_bytes(const linnet_model *m);
@@ -160,8 +160,8 @@ typedef struct {
     linnet_rows_fn rows; /* called for LINNET_LOGITS_ALL, on the calling thread */
     void *user;
 } linnet_item;
-/* Advances distinct sessions of one model at once, each bitwise as alone. After an error none has
- * advanced, but one step that fails may lose a recurrent state: then reset or load the session. */
+/* Advances distinct sessions of one model at once, each bitwise as alone. After an error (NaN is
+ * one) none has advanced, but a step may lose a recurrent state: then reset or load it. */
 linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress_fn progress,
                              void *user, linnet_error *err);
 linnet_status linnet_feed(linnet_session *session, const int32_t *tokens, size_t n,

@@ -242,7 +242,7 @@ static void featurize(const pass *p, const lolcats_weights *w, const learned *m,
         memcpy(inner, m->down_bias + head * rank, rank * sizeof *inner);
         k->add_rows(inner, x, m->down + head * d * rank, d, rank);
         for (size_t i = 0; i < rank; i++)
-            inner[i] = inner[i] > 0 ? inner[i] : 0;
+            inner[i] = inner[i] < 0 ? 0 : inner[i]; /* NaN stays */
         for (size_t i = 0; i < width; i++)
             u[i] = x[i] + m->up_bias[head * width + i];
         k->add_rows(u, inner, m->up + head * rank * width, rank, width);

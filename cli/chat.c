@@ -303,7 +303,7 @@ static void print_chat_stats(const chat *c) {
 
 static bool is_command(const char *line, const char *name) {
     size_t n = strlen(name);
-    return !strncmp(line, name, n) && (!line[n] || line[n] == ' ');
+    return !strncmp(line, name, n) && strchr(" \t", line[n]);
 }
 
 /* What follows the command's name, without spaces around it. */
@@ -311,7 +311,7 @@ static const char *argument(char *line) {
     char *end = line + strlen(line);
     while (end > line && (end[-1] == ' ' || end[-1] == '\t'))
         *--end = '\0';
-    line += strcspn(line, " ");
+    line += strcspn(line, " \t");
     return line + strspn(line, " \t");
 }
 
@@ -339,7 +339,7 @@ static bool obey(chat *c, char *line) {
         if (book_switch(&c->others, &c->now, argument(line))) c->code = EXIT_FAILED;
     } else {
         complain("unknown command %.*s: /help lists them; // starts a turn with a slash",
-                 (int)strcspn(line, " "), line);
+                 (int)strcspn(line, " \t"), line);
     }
     return true;
 }
@@ -350,7 +350,7 @@ static int converse(chat *c) {
     for (bool going = true; going;) {
         if (c->terminal && !c->e.quiet) fprintf(stderr, "> ");
         int got = lines_next(&r);
-        if (got < 0 && interrupted() && c->terminal) {
+        if (got < 0 && interrupted() && interrupt_code() == 130 && c->terminal) {
             clear_interrupt();
             clearerr(stdin);
             fputc('\n', stderr);

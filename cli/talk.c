@@ -88,14 +88,17 @@ bool on_terminal(void) {
 
 bool show_progress(void *user, const char *what, size_t done, size_t total) {
     static double last, first;
+    static size_t before;
     if (interrupted()) return false;
     if (user || quiet || !total || !isatty(STDERR_FILENO)) return true;
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     double now = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-    if (done == 0) first = now;
+    if (!first || done < before) first = now; /* other work than last time */
+    before = done;
     if (done >= total) {
         clear_progress();
+        first = 0;
     } else if (now - first > 0.5 && now - last > 0.1) { /* short work stays silent */
         fprintf(stderr, "\r%s: %d %%\033[K", what, (int)(100.0 * (double)done / (double)total));
         fflush(stderr);

@@ -175,27 +175,58 @@ static void normalize(const pass *p, const norm *w, const float *x, float *out) 
         p->k->layer_norm(out, x, w->w, w->b, (size_t)c->n_embd, c->norm_eps);
 }
 
+static bool all_finite(const float *x, size_t n) {
+    float sums[16] = {0}, sum = 0; /* 0 * x is NaN for NaN and infinity */
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (size_t j = 0; j < 16; j++)
+            sums[j] += 0.0f * x[i + j];
+    for (; i < n; i++)
+        sum += 0.0f * x[i];
+    for (size_t j = 0; j < 16; j++)
+        sum += sums[j];
+    return sum == 0;
+}
+
+/* Every branch looks at its input x [n] of row r: a layer that breaks is found where it broke, and
+ * in tokens whose logits nobody wants. */
+static void check_finite(pass *p, size_t stage, size_t r, const float *x, size_t n) {
+    if (all_finite(x, n)) return;
+    uint_fast64_t place = (uint_fast64_t)stage << 32 | r, first = atomic_load(&p->not_finite);
+    while (place < first && !atomic_compare_exchange_weak(&p->not_finite, &first, place)) {
+    }
+}
+
 /* Products of norm(x) of n rows, rows[i] or just i. */
-static void norm_products(pass *p, int thread, const norm *w, const size_t *rows, size_t n,
-                          const product *products, size_t n_products) {
+static void norm_products(pass *p, int thread, size_t stage, const norm *w, const size_t *rows,
+                          size_t n, const product *products, size_t n_products) {
     size_t d = (size_t)p->m->cfg.n_embd;
     activations a = input_for(p, n, d, products, n_products);
     float *h = p->norm_row + (size_t)thread * d;
     for (phase ph = phase_begin(p->team, thread, n); phase_next(&ph);)
         for (size_t r = ph.from; r < ph.to; r++) {
-            normalize(p, w, p->x + (rows ? rows[r] : r) * d, h);
+            size_t at = rows ? rows[r] : r;
+            check_finite(p, stage, at, p->x + at * d, d);
+            normalize(p, w, p->x + at * d, h);
             quantize_row_blocks(p, &a, r, h, 0, (d + BLOCK - 1) / BLOCK);
         }
     multiply(p, thread, &a, products, n_products);
 }
 
 /* Products of x, normalized if `w` is there. */
-static void begin_branch(pass *p, int thread, const norm *w, const product *products,
+static void begin_branch(pass *p, int thread, size_t stage, const norm *w, const product *products,
                          size_t n_products) {
-    if (w->w)
-        norm_products(p, thread, w, NULL, p->n, products, n_products);
-    else
-        pass_products(p, thread, p->x, (size_t)p->m->cfg.n_embd, products, n_products);
+    size_t d = (size_t)p->m->cfg.n_embd;
+    if (w->w) {
+        norm_products(p, thread, stage, w, NULL, p->n, products, n_products);
+        return;
+    }
+    activations a = input_for(p, p->n, d, products, n_products);
+    FOR_BLOCKS(d, r, b, run, {
+        check_finite(p, stage, r, p->x + r * d + b * BLOCK, min_size(run * BLOCK, d - b * BLOCK));
+        quantize_row_blocks(p, &a, r, p->x + r * d, b, b + run);
+    });
+    multiply(p, thread, &a, products, n_products);
 }
 
 /* x += W a, or x += norm(W a). */
@@ -215,7 +246,8 @@ static void end_branch(pass *p, int thread, const norm *post, const activations 
 }
 
 void pass_mix_in(pass *p, int thread, int layer, const product *products, size_t n_products) {
-    begin_branch(p, thread, &p->m->layers[layer].attn_norm, products, n_products);
+    begin_branch(p, thread, 2 * (size_t)layer, &p->m->layers[layer].attn_norm, products,
+                 n_products);
 }
 
 void pass_mix_out(pass *p, int thread, int layer, const float *src, size_t cols, const matrix *w) {
@@ -265,17 +297,18 @@ static void activate(pass *p, const activations *a, size_t r, size_t b, size_t r
     quantize_row_blocks(p, a, r, p->gate + r * ff, b, b + run);
 }
 
-static void feed_forward(pass *p, int thread, const layer_weights *l) {
+static void feed_forward(pass *p, int thread, int layer) {
+    const layer_weights *l = &p->m->layers[layer];
     const config *c = &p->m->cfg;
-    size_t ff = (size_t)c->n_ff;
+    size_t ff = (size_t)c->n_ff, stage = 2 * (size_t)layer + 1;
     const product gated[] = {{&l->w_gate, p->gate, ff, GEMM_STORE},
                              {&l->w_up, p->up, ff, GEMM_STORE}};
     const product plain[] = {{&l->w_up, p->gate, ff, GEMM_STORE}};
     const product down = {&l->w_down, NULL, 0, GEMM_ADD};
     if (c->ffn != FFN_GELU)
-        begin_branch(p, thread, &l->ffn_norm, gated, 2);
+        begin_branch(p, thread, stage, &l->ffn_norm, gated, 2);
     else
-        begin_branch(p, thread, &l->ffn_norm, plain, 1);
+        begin_branch(p, thread, stage, &l->ffn_norm, plain, 1);
     activations a = input_for(p, p->n, ff, &down, 1);
     FOR_BLOCKS(ff, r, b, run, activate(p, &a, r, b, run));
     end_branch(p, thread, &l->ffn_post_norm, &a, &l->w_down);
@@ -334,7 +367,7 @@ static void run_layers(void *arg, int thread) {
             rope_row(&m->cfg, p->rows[r].position, p->cos + r * angles, p->sin + r * angles);
     for (int l = 0; l < m->cfg.n_layers; l++) {
         m->layers[l].mixer->forward(p, l, thread);
-        feed_forward(p, thread, &m->layers[l]);
+        feed_forward(p, thread, l);
     }
 }
 
@@ -343,7 +376,8 @@ static void run_output(void *arg, int thread) {
     pass *p = arg;
     const linnet_model *m = p->m;
     const product out = {&m->output, p->logits, (size_t)m->cfg.n_rows, GEMM_STORE};
-    norm_products(p, thread, &m->out_norm, p->wanted, p->n_wanted, &out, 1);
+    norm_products(p, thread, 2 * (size_t)m->cfg.n_layers, &m->out_norm, p->wanted, p->n_wanted,
+                  &out, 1);
 }
 
 /* Most pieces want few logits, if any: they come in the same run. */
@@ -352,11 +386,20 @@ static void run_all(void *arg, int thread) {
     if (((pass *)arg)->n_wanted) run_output(arg, thread);
 }
 
-static bool all_finite(const float *x, size_t n) {
-    float sum = 0; /* 0 * x is NaN for NaN and infinity */
-    for (size_t i = 0; i < n; i++)
-        sum += 0.0f * x[i];
-    return sum == 0;
+#define BROKEN "NaN or infinite values: the model's weights are damaged or overflow"
+
+/* Says where numbers stopped being finite. */
+static linnet_status check_stream(const pass *p, linnet_error *err) {
+    uint64_t place = atomic_load(&p->not_finite);
+    if (place == ALL_FINITE) return LINNET_OK;
+    const linnet_model *m = p->m;
+    const row *r = &p->rows[place & UINT32_MAX];
+    size_t stage = place >> 32, layer = (stage - 1) / 2;
+    if (!stage)
+        return fail(err, LINNET_ERR_NUMERIC, "position %d: the embedding of token %d has " BROKEN,
+                    r->position, r->token);
+    return fail(err, LINNET_ERR_NUMERIC, "position %d: the %s of layer %zu gives " BROKEN,
+                r->position, stage % 2 ? m->layers[layer].mixer->name : "feed-forward", layer);
 }
 
 /* Hands logits of wanted rows [w0, w0 + n) to their sessions and callbacks. */
@@ -368,11 +411,8 @@ static linnet_status deliver(pass *p, linnet_item *items, const size_t *wanted, 
         linnet_item *item = &items[r->item];
         const float *logits = p->logits + i * width;
         if (!all_finite(logits, width))
-            return fail(
-                err, LINNET_ERR_NUMERIC,
-                "the logits at position %d have NaN or infinite values: the model's weights "
-                "are damaged or overflow",
-                r->position);
+            return fail(err, LINNET_ERR_NUMERIC,
+                        "position %d: after finite layers, the logits have " BROKEN, r->position);
         if (item->want == LINNET_LOGITS_ALL && item->rows &&
             !item->rows(item->user, (size_t)r->position, 1, logits))
             return fail(err, LINNET_ERR_CANCELLED, "cancelled by the logits callback");
@@ -426,12 +466,15 @@ static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *r
         if ((s = embed(m, &rows[r], p->x + r * d, err))) return s;
     p->wanted = wanted;
     p->n_wanted = min_size(LOGITS_PIECE, n_wanted);
+    atomic_store(&p->not_finite, ALL_FINITE);
     team_run(m->team, run_all, p);
+    if ((s = check_stream(p, err))) return s;
     for (size_t w = 0; w < n_wanted; w += LOGITS_PIECE) {
         p->wanted = wanted + w;
         p->n_wanted = min_size(LOGITS_PIECE, n_wanted - w);
         if (w) team_run(m->team, run_output, p);
-        if ((s = deliver(p, items, p->wanted, p->n_wanted, err))) return s;
+        if ((s = check_stream(p, err)) || (s = deliver(p, items, p->wanted, p->n_wanted, err)))
+            return s;
     }
     return LINNET_OK;
 }

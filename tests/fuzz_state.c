@@ -11,10 +11,9 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static const char *const files[] = {
-    "tests/data/models/mistral_window.gguf",
-    "tests/data/models/lolcats_exp_sinks.gguf",
-    "tests/data/models/gated_delta_hybrid.gguf",
-    "tests/data/models/llama_q8_0.gguf",
+    "tests/data/models/mistral_window.gguf",     "tests/data/models/lolcats_exp_sinks.gguf",
+    "tests/data/models/gated_delta_hybrid.gguf", "tests/data/models/llama_q8_0.gguf",
+    "tests/data/models/based_hybrid.gguf",
 };
 enum { FILES = sizeof files / sizeof *files, DEPTHS = 3 };
 static const size_t depths[DEPTHS] = {1, 70, 130};

@@ -1,6 +1,6 @@
 /* BASED's mixers over long sequences, against float64 states (tests/golden/make_based.py), and what
- * a broken file of such a model is told. That the mixers match their formulas, and themselves
- * however a prompt is cut, is in test_forward.c. */
+ * a broken file of such a model is told. That the mixers match their formulas is in test_forward.c,
+ * and themselves however a prompt is cut in test_grid.c. */
 #include "../model.h"
 #include "support.h"
 
@@ -8,7 +8,7 @@
 
 static const char *const names[] = {"based_hybrid", "based_conv_4", "based_taylor_8",
                                     "based_taylor_16"};
-enum { N_NAMES = sizeof names / sizeof *names, LONG = 4096, MANY = 20000 };
+enum { N_NAMES = sizeof names / sizeof *names, LONG = 4096 };
 
 static linnet_model *open_named(const char *name, linnet_activations act) {
     char path[128];
@@ -38,23 +38,6 @@ static void states_equal_float64_after_4096_tokens(void **state) {
         }
         assert_int_equal(at, cols);
         free(expected);
-        linnet_session_free(s);
-        linnet_model_close(m);
-    }
-}
-
-/* One at a time; a token whose logits are not finite is an error. The state does not grow. */
-static void long_decodes_stay_finite(void **state) {
-    (void)state;
-    for (int i = 0; i < N_NAMES; i++) {
-        linnet_model *m = open_named(names[i], LINNET_ACT_AUTO);
-        linnet_session *s = open_session(m, &(linnet_session_options){.ctx = MANY});
-        feed_long(s, 0, 64, 1, m->cfg.n_rows);
-        uint64_t most = linnet_model_state_bytes(m, LINNET_KV_F16, 128);
-        feed_long(s, 64, MANY, 1, m->cfg.n_rows);
-        assert_true(linnet_session_state_bytes(s) <= most);
-        for (size_t j = 0; j < m->state_bytes / sizeof(float); j++)
-            assert_true(isfinite(((const float *)s->state)[j]));
         linnet_session_free(s);
         linnet_model_close(m);
     }
@@ -197,7 +180,6 @@ static void quantized_models_run(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(states_equal_float64_after_4096_tokens),
-        cmocka_unit_test(long_decodes_stay_finite),
         cmocka_unit_test(taylor_counts_tokens),
         cmocka_unit_test(broken_files_are_refused),
         cmocka_unit_test(quantized_models_run),

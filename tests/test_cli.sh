@@ -526,7 +526,7 @@ for command in /save /load; do
 done
 talk $'/sing\none\n'
 check "an unknown command is named" eval 'out_is AAA && err_has "unknown command /sing"'
-talk $'one\n/reset\ntwo\n/stats\n'
+talk $'one\n/reset\ttwo\ntwo\n/stats\n'
 check "/reset forgets, /stats counts" eval 'out_is $'"'AAA\nAAA'"' && err_has "turns: 1, "'
 talk $'one\ntwo\n/undo\n/stats\n'
 check "/undo takes back" err_has "turns: 1, "
@@ -624,6 +624,10 @@ if script -qec true /dev/null >/dev/null 2>&1; then # a container may lack pseud
     { sleep 0.5; printf '\003'; sleep 0.3; printf 'one\n'; sleep 0.5; printf '\004'; sleep 0.2; } | pty >"$work/out" 2>"$work/err"
     check "Ctrl-C at the prompt does not leave, Ctrl-D does" eval \
         'grep -q "Ctrl-D or /quit leaves" "$work/out" && grep -q "AAA" "$work/out"'
+    check "a short load shows no progress" eval '! grep -q "load:" "$work/out"'
+    sleep 3 | script -qec "timeout --foreground -k 1 1 $linnet chat $chat" /dev/null >"$work/out" 2>"$work/err"
+    check "SIGTERM at the prompt ends it" eval \
+        'grep -q "^> " "$work/out" && ! grep -q "Ctrl-D or" "$work/out"'
     { sleep 0.5; printf 'one\n'; sleep 1; printf '\003'; sleep 0.5; printf '/stats\n/quit\n'; sleep 0.2; } |
         pty -n 100000000 --ctx 100000000 >"$work/out" 2>"$work/err"
     check "Ctrl-C stops the answer, the chat goes on" eval \

@@ -1,6 +1,5 @@
-/* The forward pass against upstream's logits (tests/golden/make_models.py), and against itself:
- * however the prompt is cut, whatever the threads, instruction set, mapping or neighbours, the bits
- * are equal. */
+/* The forward pass against upstream's logits (tests/golden/make_models.py). That it equals itself
+ * however the prompt is cut, whatever the threads or neighbours, is in test_grid.c. */
 #include "support.h"
 
 #include <glob.h>
@@ -93,91 +92,11 @@ static void faster_paths_are_near(void **state) {
     free(g.logits);
 }
 
-/* Every way to the same logits, bit for bit, in both precisions. */
-static void all_ways_are_equal(void **state) {
-    static const size_t chunks[] = {1, 2, 7, 8, 63, 64, 65};
-    golden g = load(*state);
-    for (int act = LINNET_ACT_AUTO; act <= LINNET_ACT_EXACT; act++) {
-        linnet_model_options o = {.activations = (linnet_activations)act, .threads = 1};
-        linnet_session_options so = {0};
-        size_t bytes = g.n * g.width * sizeof(float);
-        float *first = run(&g, o, so, 0);
-        for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
-            float *out = run(&g, o, so, chunks[c]);
-            if (memcmp(out, first, bytes)) fail_msg("%s: chunks of %zu differ", g.path, chunks[c]);
-            free(out);
-        }
-        for (int threads = 2; threads <= 8; threads += 3) {
-            o.threads = threads;
-            float *out = run(&g, o, so, 9);
-            if (memcmp(out, first, bytes)) fail_msg("%s: %d threads differ", g.path, threads);
-            free(out);
-        }
-        o.no_mmap = true;
-        float *out = run(&g, o, so, 0);
-        if (memcmp(out, first, bytes)) fail_msg("%s: no_mmap differs", g.path);
-        free(out);
-        static const char *const isas[] = {"generic", "avx2", "avx512"};
-        for (int i = 0; i < 3; i++) {
-            linnet_model *probe;
-            o.isa = isas[i];
-            if (linnet_model_open(&probe, g.path, &o, NULL)) continue; /* not on this CPU */
-            linnet_model_close(probe);
-            out = run(&g, o, so, 50);
-            if (memcmp(out, first, bytes)) fail_msg("%s: %s differs", g.path, isas[i]);
-            free(out);
-        }
-        free(first);
-    }
-    free(g.logits);
-}
-
-/* Sessions at mixed depths in one forward, each bitwise as alone. */
-static void batches_are_equal(void **state) {
-    golden g = load(*state);
-    linnet_model_options o = {.threads = 2};
-    linnet_model *m = open_model(g.path, &o);
-    enum { SESSIONS = 3 };
-    const size_t split[SESSIONS] = {5, 1, 17}; /* tokens of each per round */
-    float *alone = run(&g, o, (linnet_session_options){0}, 0), *rows[SESSIONS];
-    rows_at at[SESSIONS];
-    linnet_session *s[SESSIONS];
-    size_t fed[SESSIONS] = {0};
-    for (int i = 0; i < SESSIONS; i++) {
-        s[i] = open_session(m, NULL);
-        rows[i] = calloc(g.n * g.width, sizeof(float));
-        at[i] = (rows_at){rows[i], g.width};
-    }
-    for (;;) {
-        linnet_item items[SESSIONS];
-        size_t n = 0;
-        for (int i = 0; i < SESSIONS; i++) {
-            size_t some = g.n - fed[i] < split[i] ? g.n - fed[i] : split[i];
-            if (!some) continue;
-            items[n++] =
-                (linnet_item){s[i], g.ids + fed[i], some, LINNET_LOGITS_ALL, collect_rows, &at[i]};
-            fed[i] += some;
-        }
-        if (!n) break;
-        linnet_error err;
-        if (linnet_forward(items, n, NULL, NULL, &err)) fail_msg("%s", err.text);
-    }
-    for (int i = 0; i < SESSIONS; i++) {
-        if (memcmp(rows[i], alone, g.n * g.width * sizeof(float)))
-            fail_msg("%s: session %d of the batch differs", g.path, i);
-        free(rows[i]);
-        linnet_session_free(s[i]);
-    }
-    linnet_model_close(m);
-    free(alone);
-    free(g.logits);
-}
-
-static struct CMUnitTest tests[4 * MAX_NAMES];
+static struct CMUnitTest tests[2 * MAX_NAMES];
 static size_t n_tests;
 
 static void add(const char *what, CMUnitTestFunction f) {
-    static char test_names[4 * MAX_NAMES][96];
+    static char test_names[2 * MAX_NAMES][96];
     for (int i = 0; i < n_names; i++) {
         char *name = test_names[n_tests];
         snprintf(name, sizeof *test_names, "%.60s_%.30s", names[i], what);
@@ -189,7 +108,5 @@ int main(void) {
     find_names();
     add("exact", exact_equals_upstream);
     add("near", faster_paths_are_near);
-    add("all_ways", all_ways_are_equal);
-    add("batches", batches_are_equal);
     return _cmocka_run_group_tests("forward", tests, n_tests, NULL, NULL);
 }

@@ -354,8 +354,12 @@ static void numeric_errors(void **state) {
     feed(p.s, p.ids, 30);
     feed(p.twin, p.ids, 30);
     refused(linnet_feed(p.s, bad, 80, LINNET_LOGITS_LAST, &err), LINNET_ERR_NUMERIC, &err,
-            "position 109");
+            "position 109: the embedding of token 7 has NaN or infinite values");
     continue_equal(&p, "a prompt with NaN");
+    /* in the KV page that goes on being filled */
+    refused(linnet_feed(p.s, bad + 70, 10, LINNET_LOGITS_NONE, &err), LINNET_ERR_NUMERIC, &err,
+            "position 42: the embedding of token 7");
+    continue_equal(&p, "NaN without logits");
     linnet_session *third = open_session(m, NULL);
     linnet_item items[] = {{p.s, p.ids, 20, LINNET_LOGITS_LAST, NULL, NULL},
                            {third, bad, 80, LINNET_LOGITS_LAST, NULL, NULL}};
@@ -380,6 +384,109 @@ static void numeric_errors(void **state) {
     close_pair(&p);
     linnet_model_close(m);
     unlink(path);
+}
+
+/* Makes the first numbers of a tensor infinite; false for types that this does not know. */
+static bool break_tensor(uint8_t *bytes, const gguf_tensor *t) {
+    static const float infinite = INFINITY;
+    static const uint16_t bf16 = 0x7f80, f16 = 0x7c00; /* also the scale of a block */
+    if (t->type == DTYPE_F32) memcpy(bytes + t->offset, &infinite, 4);
+    if (t->type == DTYPE_BF16) memcpy(bytes + t->offset, &bf16, 2);
+    bool block = t->type == DTYPE_Q8_0 || t->type == DTYPE_Q4_0 || t->type == DTYPE_Q4_1;
+    if (t->type == DTYPE_F16 || block) memcpy(bytes + t->offset, &f16, 2);
+    return block || t->type == DTYPE_F32 || t->type == DTYPE_BF16 || t->type == DTYPE_F16;
+}
+
+/* An infinite weight is an error that names its layer and the position, in a prompt and in a step,
+ * whether or not logits are wanted (but the last feed-forward is part of nothing else). */
+static void broken_layers(void **state) {
+    static const char *const tensors[] = {"attn_v.weight",
+                                          "attn_output.weight",
+                                          "ssm_out.weight",
+                                          "shortconv.in_proj.weight",
+                                          "shortconv.out_proj.weight",
+                                          "ffn_up.weight",
+                                          "ffn_down.weight"};
+    enum { TENSORS = 7, MIXING = 5 };
+    linnet_error err;
+    char path[600], name[80], expected[120];
+    gguf *g;
+    if (gguf_open(&g, *state, true, &err)) fail_msg("%s", err.text);
+    size_t n = (size_t)gguf_file_bytes(g);
+    uint8_t *whole = malloc(n), *bytes = malloc(n);
+    FILE *f = fopen(*state, "rb");
+    assert_int_equal(fread(whole, 1, n, f), n);
+    fclose(f);
+    snprintf(path, sizeof path, "%s/broken.gguf", folder);
+    int found = 0, unknown = 0;
+    for (int layer = 0; layer < 5; layer++)
+        for (int i = 0; i < TENSORS; i++) {
+            snprintf(name, sizeof name, "blk.%d.%s", layer, tensors[i]);
+            const gguf_tensor *t = gguf_find_tensor(g, name);
+            memcpy(bytes, whole, n);
+            if (!t) continue;
+            if (!break_tensor(bytes, t)) {
+                unknown++;
+                continue;
+            }
+            write_file(path, bytes, n);
+            linnet_model *m = open_model(path, &(linnet_model_options){.threads = 2});
+            int n_layers = linnet_model_get_info(m)->n_layers;
+            if (layer >= n_layers) { /* a block that predicts */
+                linnet_model_close(m);
+                continue;
+            }
+            linnet_session *s = open_session(m, NULL);
+            snprintf(expected, sizeof expected,
+                     "position 0: the %s of layer %d gives NaN or infinite values",
+                     i < MIXING ? linnet_model_mixer(m, layer, NULL) : "feed-forward", layer);
+            const int32_t ids[] = {1, 2, 3};
+            refused(linnet_feed(s, ids, 1, LINNET_LOGITS_LAST, &err), LINNET_ERR_NUMERIC, &err,
+                    expected);
+            for (size_t some = 1; some <= 3; some += 2) {
+                if (i >= MIXING && layer + 1 == n_layers) continue;
+                linnet_session_reset(s);
+                refused(linnet_feed(s, ids, some, LINNET_LOGITS_NONE, &err), LINNET_ERR_NUMERIC,
+                        &err, expected);
+            }
+            linnet_session_free(s);
+            linnet_model_close(m);
+            found++;
+        }
+    assert_true(found + unknown >= 3);
+    unlink(path);
+    free(bytes);
+    free(whole);
+    gguf_close(g);
+}
+
+/* An output matrix that breaks is none of the layers. */
+static void broken_output(void **state) {
+    (void)state;
+    linnet_error err;
+    char path[600];
+    gguf *g;
+    if (gguf_open(&g, "tests/data/models/mistral_window.gguf", true, &err))
+        fail_msg("%s", err.text);
+    size_t n = (size_t)gguf_file_bytes(g);
+    uint8_t *bytes = malloc(n);
+    FILE *f = fopen("tests/data/models/mistral_window.gguf", "rb");
+    assert_int_equal(fread(bytes, 1, n, f), n);
+    fclose(f);
+    assert_true(break_tensor(bytes, gguf_find_tensor(g, "output.weight")));
+    snprintf(path, sizeof path, "%s/broken.gguf", folder);
+    write_file(path, bytes, n);
+    linnet_model *m = open_model(path, &(linnet_model_options){.threads = 2});
+    linnet_session *s = open_session(m, NULL);
+    int32_t ids[40] = {0};
+    assert_int_equal(linnet_feed(s, ids, 40, LINNET_LOGITS_NONE, &err), LINNET_OK);
+    refused(linnet_feed(s, ids, 5, LINNET_LOGITS_LAST, &err), LINNET_ERR_NUMERIC, &err,
+            "position 44: after finite layers, the logits have NaN or infinite values");
+    linnet_session_free(s);
+    linnet_model_close(m);
+    unlink(path);
+    free(bytes);
+    gguf_close(g);
 }
 
 /* ---- Resets, full contexts ---------------------------------------------------------------------
@@ -642,11 +749,13 @@ int main(void) {
     } each[] = {{"misuse", misuse},
                 {"cancelling", cancelling},
                 {"numeric_errors", numeric_errors},
+                {"broken_layers", broken_layers},
                 {"resets", resets_and_full_contexts},
                 {"state", state_as_promised},
                 {"threads", sessions_on_threads}},
       once[] = {{"creating", creating},
                 {"texts", texts},
+                {"broken_output", broken_output},
                 {"q8_kv", q8_keys_and_values_are_near},
                 {"windows", windows_bound_the_state},
                 {"memory", memory_stays_flat}};

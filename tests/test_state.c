@@ -1,6 +1,6 @@
-/* State as a value: whatever is saved and loaded, forked or carried to other threads and
- * instruction sets continues bit for bit; whatever is damaged is refused and leaves the session as
- * it was. */
+/* State as a value: forks go ways of their own; whatever is damaged is refused and leaves the
+ * session as it was. That what is saved or forked at any position continues bit for bit, also
+ * elsewhere, is in test_grid.c. */
 #include "../model.h"
 #include "../weights/hash.h"
 
@@ -108,37 +108,6 @@ static float *all_logits(linnet_model *m, const golden *g, const linnet_session_
     return all;
 }
 
-/* Saved after every token, loaded into a session that has a past of its own. */
-static void every_position(void **state) {
-    golden g = find(*state);
-    for (int act = LINNET_ACT_AUTO; act <= LINNET_ACT_EXACT; act++) {
-        linnet_model *m = open_model(
-            g.path, &(linnet_model_options){.activations = (linnet_activations)act, .threads = 1});
-        linnet_session *s = open_session(m, NULL), *t = open_session(m, NULL);
-        float *all = all_logits(m, &g, NULL);
-        linnet_error err;
-        for (size_t at = 0; at <= g.n; at++) {
-            bytes b = save(s);
-            load(t, b);
-            bytes again = save(t);
-            assert_int_equal(b.n, again.n);
-            assert_memory_equal(b.at, again.at, b.n);
-            size_t to = at % 64 == 3 ? g.n : at + 2 < g.n ? at + 2 : g.n;
-            continues("saved", t, &g, at, to, at % 2 ? 1 : 0, all);
-            assert_int_equal(linnet_session_state_bytes(s),
-                             linnet_model_state_bytes(m, LINNET_KV_F16, at));
-            free(b.at);
-            free(again.at);
-            if (at < g.n && linnet_feed(s, g.ids + at, 1, LINNET_LOGITS_LAST, &err))
-                fail_msg("%s", err.text);
-        }
-        linnet_session_free(s);
-        linnet_session_free(t);
-        linnet_model_close(m);
-        free(all);
-    }
-}
-
 /* A fork and its original go different ways, at once in a batch and one after the other. */
 static void forks_diverge(void **state) {
     static const size_t places[] = {0, 1, 7, 63, 64, 65, 100, 127, 128};
@@ -170,37 +139,6 @@ static void forks_diverge(void **state) {
         memcpy(other.ids, g.ids, sizeof g.ids);
         free(all_other);
     }
-    linnet_model_close(m);
-    free(all);
-}
-
-/* Saved by one, continued by another: threads, instruction sets, mapping. */
-static void elsewhere(void **state) {
-    static const char *const isas[] = {"generic", "avx2", "avx512"};
-    golden g = find(*state);
-    linnet_model *m = open_model(g.path, &(linnet_model_options){.threads = 1});
-    linnet_session *s = open_session(m, NULL);
-    linnet_error err;
-    float *all = all_logits(m, &g, NULL);
-    size_t at = 70;
-    if (linnet_feed(s, g.ids, at, LINNET_LOGITS_LAST, &err)) fail_msg("%s", err.text);
-    bytes b = save(s);
-    for (int i = 0; i < 3; i++) {
-        linnet_model_options o = {.threads = 1 + i, .isa = isas[i], .no_mmap = i != 1};
-        linnet_model *n;
-        if (linnet_model_open(&n, g.path, &o, NULL)) continue; /* not on this CPU */
-        linnet_session *t = open_session(n, NULL);
-        load(t, b);
-        bytes again = save(t);
-        assert_int_equal(b.n, again.n);
-        assert_memory_equal(b.at, again.at, b.n);
-        continues(isas[i], t, &g, at, g.n, 9, all);
-        free(again.at);
-        linnet_session_free(t);
-        linnet_model_close(n);
-    }
-    free(b.at);
-    linnet_session_free(s);
     linnet_model_close(m);
     free(all);
 }
@@ -689,11 +627,11 @@ static void known_hashes(void **state) {
         }
 }
 
-static struct CMUnitTest tests[4 * MAX_NAMES + 16];
+static struct CMUnitTest tests[2 * MAX_NAMES + 16];
 static size_t n_tests;
 
 static void add(const char *what, CMUnitTestFunction f) {
-    static char test_names[4 * MAX_NAMES][96];
+    static char test_names[2 * MAX_NAMES][96];
     for (int i = 0; i < n_names; i++) {
         char *name = test_names[n_tests];
         snprintf(name, sizeof *test_names, "%.60s_%.30s", names[i], what);
@@ -704,9 +642,7 @@ static void add(const char *what, CMUnitTestFunction f) {
 int main(void) {
     if (!mkdtemp(folder)) return 1;
     find_names();
-    add("every_position", every_position);
     add("forks_diverge", forks_diverge);
-    add("elsewhere", elsewhere);
     add("every_damage", every_damage);
     const struct CMUnitTest once[] = {cmocka_unit_test(flip_all_bits),
                                       cmocka_unit_test(forged_states),

@@ -151,38 +151,6 @@ static void sampled_tokens_slide(void **state) {
     }
 }
 
-/* Threads, batch-mates and the faster precision in the other modes. */
-static void modes_are_independent_of_company(void **state) {
-    (void)state;
-    static const linnet_window_mode modes[] = {LINNET_TERRACE, LINNET_TERRACE_HF, LINNET_SLIDING};
-    subject s = load("terrace_sinks", LINNET_ACT_AUTO, 1),
-            t = load("terrace_sinks", LINNET_ACT_AUTO, 5);
-    size_t bytes = s.n * s.width * sizeof(float);
-    float *alone[3], *rows[3];
-    rows_at at[3];
-    linnet_item items[3];
-    for (int i = 0; i < 3; i++) {
-        alone[i] = malloc(bytes);
-        rows[i] = malloc(bytes);
-        at[i] = (rows_at){rows[i], s.width};
-        linnet_session *one = session_in(&s, modes[i]);
-        feed_part(&s, one, 0, s.n, 0, alone[i]);
-        linnet_session_free(one);
-        items[i] = (linnet_item){session_in(&t, modes[i]), t.ids,        t.n,
-                                 LINNET_LOGITS_ALL,        collect_rows, &at[i]};
-    }
-    linnet_error err;
-    if (linnet_forward(items, 3, NULL, NULL, &err)) fail_msg("%s", err.text);
-    for (int i = 0; i < 3; i++) {
-        assert_memory_equal(rows[i], alone[i], bytes);
-        linnet_session_free(items[i].session);
-        free(alone[i]);
-        free(rows[i]);
-    }
-    linnet_model_close(s.m);
-    linnet_model_close(t.m);
-}
-
 static void modes_of_other_models_are_refused(void **state) {
     (void)state;
     linnet_model *m = open_model("tests/data/models/lolcats_softmax_full.gguf", NULL);
@@ -202,7 +170,6 @@ int main(void) {
         cmocka_unit_test(modes_equal_their_index_sets),
         cmocka_unit_test(upstreams_prefill_then_slides),
         cmocka_unit_test(sampled_tokens_slide),
-        cmocka_unit_test(modes_are_independent_of_company),
         cmocka_unit_test(modes_of_other_models_are_refused),
     };
     return cmocka_run_group_tests_name("window modes", tests, NULL, NULL);
