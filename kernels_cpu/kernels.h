@@ -88,6 +88,7 @@ enum { KV_KINDS = KV_Q8_0 + 1 };
 typedef struct {
     const void *k, *v;
     const uint16_t *kd, *vd;
+    ptrdiff_t next; /* bytes from here to the same head in the page that comes next, 0: unknown */
 } kv_view;
 
 /* A query of a tile: positions [from, to) of the page are visible. */

@@ -221,9 +221,17 @@ INLINE vf load_kv(kv_kind kind, const void *p, size_t i) {
                             : bytes_to_float((const int8_t *)p + i);
 }
 
+/* Pages lie far apart, so that the hardware does not see the next one coming: each load of 32
+ * elements asks for the same ones of that page. */
+INLINE void fetch_next(kv_kind kind, const void *p, size_t i, ptrdiff_t next) {
+    size_t size = kind == KV_F16 ? 2 : kind == KV_F32 ? 4 : 1;
+    for (size_t at = 0; at < BLOCK * size; at += 64)
+        __builtin_prefetch((const char *)p + i * size + at + next);
+}
+
 /* Scores of n queries against positions [at, at + 32) of the page, to s [n][PAGE]. */
 INLINE void scores(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
-                   int n, int at, float (*s)[PAGE]) {
+                   int n, int at, ptrdiff_t next, float (*s)[PAGE]) {
     enum { V = BLOCK / LANES };
     vf sum[QUERIES][V], t[QUERIES][V];
     UNROLL for (int c = 0; c < n; c++) UNROLL for (int i = 0; i < V; i++) sum[c][i] = t[c][i] =
@@ -234,6 +242,7 @@ INLINE void scores(kv_kind kind, const kv_view *page, int head_dim, const attend
             vf k[V];
             UNROLL for (int i = 0; i < V; i++) k[i] =
                 load_kv(kind, page->k, (size_t)d * PAGE + at + i * LANES);
+            if (next) fetch_next(kind, page->k, (size_t)d * PAGE + at, next);
             UNROLL for (int c = 0; c < n; c++) {
                 vf q = V_SET1F(queries[c].q[d]);
                 UNROLL for (int i = 0; i < V; i++) t[c][i] = V_FMA(q, k[i], t[c][i]);
@@ -254,7 +263,8 @@ INLINE void scores(kv_kind kind, const kv_view *page, int head_dim, const attend
 
 /* out += weights x V for `width` vectors of dimensions from d on. */
 INLINE void values(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
-                   int n, int from, int to, int d, int width, const float *keep, float (*p)[PAGE]) {
+                   int n, int from, int to, int d, int width, const float *keep, ptrdiff_t next,
+                   float (*p)[PAGE]) {
     enum { V = BLOCK / LANES };
     size_t padded = round_up(head_dim, 16);
     vf o[QUERIES][V];
@@ -264,6 +274,7 @@ INLINE void values(kv_kind kind, const kv_view *page, int head_dim, const attend
         vf v[V];
         UNROLL for (int i = 0; i < width; i++) v[i] =
             load_kv(kind, page->v, pos * padded + d + i * LANES);
+        if (next) fetch_next(kind, page->v, pos * padded + d, next);
         float scale = 1;
         if (kind == KV_Q8_0)
             scale = f16_to_f32(page->vd[(size_t)pos * (head_dim / BLOCK) + d / BLOCK]);
@@ -277,7 +288,7 @@ INLINE void values(kv_kind kind, const kv_view *page, int head_dim, const attend
 }
 
 INLINE void attend_tile(kv_kind kind, const kv_view *page, int head_dim,
-                        const attend_query *queries, int n) {
+                        const attend_query *queries, int n, ptrdiff_t next) {
     float p[QUERIES][PAGE], keep[QUERIES];
     int from = PAGE, to = 0;
     for (int c = 0; c < n; c++) {
@@ -285,7 +296,7 @@ INLINE void attend_tile(kv_kind kind, const kv_view *page, int head_dim,
         to = queries[c].to > to ? queries[c].to : to;
     }
     for (int at = from / BLOCK * BLOCK; at < to; at += BLOCK)
-        scores(kind, page, head_dim, queries, n, at, p);
+        scores(kind, page, head_dim, queries, n, at, next, p);
     for (int c = 0; c < n; c++) {
         const attend_query *a = queries + c;
         float max = a->sum->max;
@@ -308,26 +319,27 @@ INLINE void attend_tile(kv_kind kind, const kv_view *page, int head_dim,
     }
     int d = 0, padded = (int)round_up(head_dim, 16);
     for (; d + BLOCK <= padded; d += BLOCK)
-        values(kind, page, head_dim, queries, n, from, to, d, BLOCK / LANES, keep, p);
-    if (d < padded) values(kind, page, head_dim, queries, n, from, to, d, HALVES, keep, p);
+        values(kind, page, head_dim, queries, n, from, to, d, BLOCK / LANES, keep, next, p);
+    if (d < padded) values(kind, page, head_dim, queries, n, from, to, d, HALVES, keep, next, p);
 }
 
 INLINE void attend_of(kv_kind kind, const kv_view *page, int head_dim, const attend_query *queries,
                       int n) {
     int c = 0;
-    for (; c + QUERIES <= n; c += QUERIES)
-        attend_tile(kind, page, head_dim, queries + c, QUERIES);
+    ptrdiff_t next = page->next; /* for the first tile to fetch */
+    for (; c + QUERIES <= n; c += QUERIES, next = 0)
+        attend_tile(kind, page, head_dim, queries + c, QUERIES, next);
 #if QUERIES > 4
-    for (; c + 4 <= n; c += 4)
-        attend_tile(kind, page, head_dim, queries + c, 4);
+    for (; c + 4 <= n; c += 4, next = 0)
+        attend_tile(kind, page, head_dim, queries + c, 4, next);
 #endif
 #if QUERIES > 3
-    for (; c + 3 <= n; c += 3)
-        attend_tile(kind, page, head_dim, queries + c, 3);
+    for (; c + 3 <= n; c += 3, next = 0)
+        attend_tile(kind, page, head_dim, queries + c, 3, next);
 #endif
-    for (; c + 2 <= n; c += 2)
-        attend_tile(kind, page, head_dim, queries + c, 2);
-    if (c < n) attend_tile(kind, page, head_dim, queries + c, 1);
+    for (; c + 2 <= n; c += 2, next = 0)
+        attend_tile(kind, page, head_dim, queries + c, 2, next);
+    if (c < n) attend_tile(kind, page, head_dim, queries + c, 1, next);
 }
 
 static void exp_shifted(float *out, const float *x, float sign, float shift, size_t n) {

@@ -132,7 +132,9 @@ kv_view kv_at(const kv_cache *c, size_t page, int layer, int head) {
     head_bytes b = bytes_of(kind, slot->head_dim);
     const uint8_t *k = c->pages[page]->data + slot->at[kind] + b.all * (size_t)head;
     const uint8_t *v = k + b.k, *kd = v + b.v;
-    return (kv_view){k, v, (const uint16_t *)kd, (const uint16_t *)(kd + b.scales)};
+    bool more = page + 1 < c->n_pages && c->pages[page + 1];
+    ptrdiff_t next = more ? (uint8_t *)c->pages[page + 1] - (uint8_t *)c->pages[page] : 0;
+    return (kv_view){k, v, (const uint16_t *)kd, (const uint16_t *)(kd + b.scales), next};
 }
 
 /* 32 values to int8 and a scale, as q8_0. */

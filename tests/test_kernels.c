@@ -376,7 +376,7 @@ static void check_attention(kv_kind kind, int head_dim, int n, int low, int high
         if (kind == KV_Q8_0)
             values[i] = f16_to_f32(vd[i / padded * blocks + i % padded / BLOCK]) * ((int8_t *)v)[i];
     }
-    kv_view page = {k, v, kd, vd};
+    kv_view page = {k, v, kd, vd, n % 2 ? 64 : 0};
     attend_sum sums[16], expected_sums[16];
     float *out = malloc((size_t)n * padded * sizeof *out), *expected = NULL;
     const kernels *all[4] = {&kernels_generic, tables[0], tables[0] ? tables[1] : NULL, NULL};
