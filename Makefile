@@ -47,7 +47,7 @@ TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 BENCHES := $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help demo chat deps bench test test-c test-cli test-export test-clients asan ubsan fuzz \
+.PHONY: all help FORCE demo chat deps bench test test-c test-cli test-export test-clients asan ubsan fuzz \
 	format format-check install clean
 all: linnet
 	@command -v nvcc >/dev/null 2>&1 && [ -d kernels_cuda ] || \
@@ -87,6 +87,16 @@ $(BUILD)/%.c.o: %.c
 $(BUILD)/%.cc.o: %.cc
 	@mkdir -p $(@D)
 	$(call QUIET,CXX)$(CXX) -std=c++17 $(CFLAGS) $(COMMON) $(CXXSAN) $(FLOAT) $(PKG_CFLAGS) -c -o $@ $<
+
+# A row of `linnet bench` says which sources it measured.
+$(BUILD)/cli/machine.c.o: COMMON += -include $(BUILD)/commit.h
+$(BUILD)/cli/machine.c.o: $(BUILD)/commit.h
+$(BUILD)/commit.h: FORCE
+	@mkdir -p $(@D)
+	@{ echo "#define BUILD_COMMIT \"$$(git describe --always --dirty 2>/dev/null || echo unknown)\""; \
+		echo "#define BUILD_NUMBER $$(git rev-list --count HEAD 2>/dev/null || echo 0)"; } >$@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+FORCE:
 
 # This one decides which of the library's allocations fail.
 WRAPPED := malloc calloc realloc aligned_alloc strdup mmap pthread_create
