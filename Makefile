@@ -115,7 +115,7 @@ test: deps ## everything that needs neither a GPU nor a download
 	@$(MAKE) --no-print-directory all
 	@scripts/test.sh
 
-test-c: $(TESTS) $(BUILD)/linnet ## the C tests alone, with the tools already there
+test-c: $(TESTS) $(BENCHES) $(BUILD)/linnet ## the C tests alone, with the tools already there
 	@LINNET=$(BUILD)/linnet scripts/test.sh --c $(TESTS)
 
 test-clients: ## browser and other people's clients (none yet: the server comes later)
