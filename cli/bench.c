@@ -416,9 +416,8 @@ static int bench_row(const bench_options *o, const linnet_model *model, const ch
 
 /* ---- all rows ------------------------------------------------------------------------------- */
 
-static int default_list(number_list *list, int value) {
+static void default_list(number_list *list, int value) {
     if (!list->n) list->at[list->n++] = value;
-    return list->n;
 }
 
 /* The tests of one depth and batch. */
@@ -532,63 +531,71 @@ static void say_machine(void) {
         m.governor[0] ? m.governor : "cannot be read");
 }
 
-int command_bench(int argc, char **argv) {
-    bench_options o = {.repeats = 5, .format = "md"};
+static int parse(bench_options *o, int argc, char **argv) {
     flag_table f;
-    bool row = argc > 1 && !strcmp(argv[1], "--row"); /* not for people: see measure_row */
     flags_begin(&f, "bench", "-m MODEL [-m MODEL ...] [-p LIST] [-n LIST] [-d LIST] [-b LIST]",
                 about);
     flags_title(&f, "What to run (a LIST has commas, and a flag may come several times)");
-    flag_texts(&f, "-m/--model", "MODEL", &o.models, "a model file");
-    flag_numbers(&f, "-p/--n-prompt", "LIST", &o.prompt, 0, 0, MAX_TOKENS,
+    flag_texts(&f, "-m/--model", "MODEL", &o->models, "a model file");
+    flag_numbers(&f, "-p/--n-prompt", "LIST", &o->prompt, 0, 0, MAX_TOKENS,
                  "pp: prefill of N tokens, with the logits of the last; 0: none; default 512");
-    flag_numbers(&f, "-n/--n-gen", "LIST", &o.gen, 0, 0, MAX_TOKENS,
+    flag_numbers(&f, "-n/--n-gen", "LIST", &o->gen, 0, 0, MAX_TOKENS,
                  "tg: N steps of one token each; 0: none; default 128");
-    flag_numbers(&f, "-pg", "P,N", &o.prompt_gen, 2, 0, MAX_TOKENS,
+    flag_numbers(&f, "-pg", "P,N", &o->prompt_gen, 2, 0, MAX_TOKENS,
                  "prefill of P tokens, then N steps, timed as one");
-    flag_numbers(&f, "-d/--n-depth", "LIST", &o.depth, 0, 0, MAX_TOKENS,
+    flag_numbers(&f, "-d/--n-depth", "LIST", &o->depth, 0, 0, MAX_TOKENS,
                  "tokens that a session holds before; default 0");
-    flag_numbers(&f, "-b/--n-seqs", "LIST", &o.batch, 0, 1, MAX_BATCH,
+    flag_numbers(&f, "-b/--n-seqs", "LIST", &o->batch, 0, 1, MAX_BATCH,
                  "sessions at once; default 1");
-    flag_numbers(&f, "-t/--threads", "LIST", &o.threads, 0, 1, 1024,
+    flag_numbers(&f, "-t/--threads", "LIST", &o->threads, 0, 1, 1024,
                  "threads that compute; default: the physical cores");
-    flag_int(&f, "-r/--repetitions", "N", &o.repeats, 1, 100000, "timed runs per row; default 5");
+    flag_int(&f, "-r/--repetitions", "N", &o->repeats, 1, 100000, "timed runs per row; default 5");
     flag_switch(
-        &f, "--no-pin", &o.no_pin,
+        &f, "--no-pin", &o->no_pin,
         "let threads move; else each is bound to a processor of its own, if there are enough");
     flags_title(&f, "Output");
-    flag_choice(&f, "-o/--output", ROW_FORMATS, &o.format, "rows on stdout; default md");
-    flag_choice(&f, "-oe/--output-err", ROW_FORMATS, &o.format_err, "rows on stderr too");
-    flag_text(&f, "--save", "FILE", &o.save,
+    flag_choice(&f, "-o/--output", ROW_FORMATS, &o->format, "rows on stdout; default md");
+    flag_choice(&f, "-oe/--output-err", ROW_FORMATS, &o->format_err, "rows on stderr too");
+    flag_text(&f, "--save", "FILE", &o->save,
               "rows as JSON lines into a file, which is replaced when the last one is there");
-    precision_flags(&f, &o.e, "auto");
+    precision_flags(&f, &o->e, "auto");
     flags_title(&f, "Common flags");
-    backend_flags(&f, &o.e);
+    backend_flags(&f, &o->e);
 
-    int code = flags_parse(&f, argc - row, argv + row);
+    int code = flags_parse(&f, argc, argv);
     if (code != KEEP_GOING) return code;
-    if (!o.models.n) return misused("bench", "-m MODEL is missing");
-    default_list(&o.prompt, 512);
-    default_list(&o.gen, 128);
-    default_list(&o.depth, 0);
-    default_list(&o.batch, 1);
-    default_list(&o.threads, 0);
+    if (!o->models.n) return misused("bench", "-m MODEL is missing");
+    default_list(&o->prompt, 512);
+    default_list(&o->gen, 128);
+    default_list(&o->depth, 0);
+    default_list(&o->batch, 1);
+    default_list(&o->threads, 0);
     bench_test tests[MAX_TESTS];
-    if (!list_tests(&o, tests))
+    if (!list_tests(o, tests))
         return misused("bench", "-p and -n leave every test out, and there is no -pg");
-    if (row) return measure_row(&o);
+    return KEEP_GOING;
+}
+
+static int bench(bench_options *o) {
     catch_interrupts(false);
-    be_quiet(o.e.quiet);
+    be_quiet(o->e.quiet);
     say_machine();
     bench_output out = {.n_writers = 1};
-    out.writers[0] = (row_writer){.format = o.format, .write = write_stdout};
-    if (o.format_err)
-        out.writers[out.n_writers++] = (row_writer){.format = o.format_err, .write = write_stderr};
+    out.writers[0] = (row_writer){.format = o->format, .write = write_stdout};
+    if (o->format_err)
+        out.writers[out.n_writers++] = (row_writer){.format = o->format_err, .write = write_stderr};
     for (int i = 0; i < out.n_writers; i++) {
         out.writers[i].columns = columns;
         out.writers[i].n_columns = sizeof columns / sizeof *columns;
     }
-    code = finish(&out, bench_all(&o, &out));
+    return finish(&out, bench_all(o, &out));
+}
+
+int command_bench(int argc, char **argv) {
+    bench_options o = {.repeats = 5, .format = "md"};
+    bool row = argc > 1 && !strcmp(argv[1], "--row"); /* not for people: see measure_row */
+    int code = parse(&o, argc - row, argv + row);
+    if (code == KEEP_GOING) code = row ? measure_row(&o) : bench(&o);
     free(o.models.at);
     return code;
 }
