@@ -47,7 +47,7 @@ TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 BENCHES := $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help demo chat deps bench test test-c test-cli test-export test-clients asan ubsan fuzz \
+.PHONY: all help FORCE demo chat deps bench test test-c test-cli test-export test-clients asan ubsan fuzz \
 	format format-check install clean
 all: linnet
 	@command -v nvcc >/dev/null 2>&1 && [ -d kernels_cuda ] || \
@@ -88,6 +88,16 @@ $(BUILD)/%.cc.o: %.cc
 	@mkdir -p $(@D)
 	$(call QUIET,CXX)$(CXX) -std=c++17 $(CFLAGS) $(COMMON) $(CXXSAN) $(FLOAT) $(PKG_CFLAGS) -c -o $@ $<
 
+# A row of `linnet bench` says which sources it measured.
+$(BUILD)/cli/machine.c.o: COMMON += -include $(BUILD)/commit.h
+$(BUILD)/cli/machine.c.o: $(BUILD)/commit.h
+$(BUILD)/commit.h: FORCE
+	@mkdir -p $(@D)
+	@{ echo "#define BUILD_COMMIT \"$$(git describe --always --dirty 2>/dev/null || echo unknown)\""; \
+		echo "#define BUILD_NUMBER $$(git rev-list --count HEAD 2>/dev/null || echo 0)"; } >$@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+FORCE:
+
 # This one decides which of the library's allocations fail.
 WRAPPED := malloc calloc realloc aligned_alloc strdup mmap pthread_create
 $(BUILD)/tests/test_model_memory: LIBS += $(WRAPPED:%=-Wl,--wrap=%)
@@ -105,7 +115,7 @@ test: deps ## everything that needs neither a GPU nor a download
 	@$(MAKE) --no-print-directory all
 	@scripts/test.sh
 
-test-c: $(TESTS) $(BUILD)/linnet ## the C tests alone, with the tools already there
+test-c: $(TESTS) $(BENCHES) $(BUILD)/linnet ## the C tests alone, with the tools already there
 	@LINNET=$(BUILD)/linnet scripts/test.sh --c $(TESTS)
 
 test-clients: ## browser and other people's clients (none yet: the server comes later)

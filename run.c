@@ -36,7 +36,7 @@ static const command commands[] = {
     {"logits", command_logits, "the model's output for a sequence of ids, as .npy"},
     {"perplexity", command_perplexity, "how well a model predicts a text"},
     {"quantize", command_quantize, "rewrite a model file with smaller weights"},
-    {"bench", NULL, "speed"},
+    {"bench", command_bench, "how fast, and in how much memory"},
     {"recall", NULL, "accuracy on in-context lookup"},
     {"pareto", NULL, "recall against speed and state, as a picture"},
     {"serve", NULL, "an OpenAI-compatible server"},

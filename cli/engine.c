@@ -5,21 +5,29 @@
 #include <sys/resource.h>
 #include <time.h>
 
-double seconds_now(void) {
+uint64_t nanoseconds_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+double seconds_now(void) {
+    return 1e-9 * (double)nanoseconds_now();
 }
 
 /* ---- flags -------------------------------------------------------------------------------- */
 
 void engine_flags(flag_table *f, engine *e) {
-    e->command = f->command;
-    e->backend = "auto";
-    e->isa = "auto";
     flags_title(f, "Common flags");
     flag_int(f, "-t/--threads", "N", &e->threads, 1, 1024,
              "threads that compute; default: the physical cores");
+    backend_flags(f, e);
+}
+
+void backend_flags(flag_table *f, engine *e) {
+    e->command = f->command;
+    e->backend = "auto";
+    e->isa = "auto";
     flag_text(f, "--backend", "NAME", &e->backend,
               "where to compute: auto, cpu, cuda or cuda:N (this version has cpu)");
     flag_choice(f, "--isa", "auto generic avx2 avx512 neon", &e->isa,
@@ -101,26 +109,32 @@ static bool is_backend(const char *name) {
 
 /* ---- opening ------------------------------------------------------------------------------ */
 
-int engine_open(engine *e, const char *path, bool metadata_only, linnet_model **out) {
-    be_quiet(e->quiet);
+int engine_options(const engine *e, bool metadata_only, linnet_model_options *out) {
     if (!is_backend(e->backend))
         return misused(e->command, "--backend expects auto, cpu, cuda or cuda:N, found '%s'",
                        e->backend);
     if (e->activations && !strcmp(e->activations, "exact") && e->kv && strcmp(e->kv, "f32"))
         return misused(e->command, "--kv %s contradicts --activations exact, which keeps float32",
                        e->kv);
-
-    linnet_error err;
-    linnet_model_options options = {.threads = e->threads,
-                                    .isa = e->isa,
-                                    .backend = e->backend,
-                                    .no_mmap = e->no_mmap,
-                                    .metadata_only = metadata_only,
-                                    .progress = show_progress};
     const char *activations = e->activations ? e->activations : "auto";
-    options.activations = !strcmp(activations, "exact") ? LINNET_ACT_EXACT
-                          : !strcmp(activations, "q8")  ? LINNET_ACT_Q8
-                                                        : LINNET_ACT_AUTO;
+    *out = (linnet_model_options){.threads = e->threads,
+                                  .isa = e->isa,
+                                  .backend = e->backend,
+                                  .no_mmap = e->no_mmap,
+                                  .metadata_only = metadata_only,
+                                  .progress = show_progress};
+    out->activations = !strcmp(activations, "exact") ? LINNET_ACT_EXACT
+                       : !strcmp(activations, "q8")  ? LINNET_ACT_Q8
+                                                     : LINNET_ACT_AUTO;
+    return EXIT_WORKED;
+}
+
+int engine_open(engine *e, const char *path, bool metadata_only, linnet_model **out) {
+    be_quiet(e->quiet);
+    linnet_error err;
+    linnet_model_options options;
+    int code = engine_options(e, metadata_only, &options);
+    if (code) return code;
     if (linnet_model_open(out, path, &options, &err)) return failed_with(&err);
     if (!metadata_only && !e->threads) {
         const linnet_model_info *info = linnet_model_get_info(*out);

@@ -18,14 +18,17 @@ typedef struct {
     double prefill_seconds, decode_seconds;
 } engine;
 
-/* The common flags: threads, backend, isa, mmap, quiet. */
+/* The common flags: threads and those of backend_flags (backend, isa, mmap, quiet). */
 void engine_flags(flag_table *f, engine *e);
+void backend_flags(flag_table *f, engine *e);
 /* --activations and --kv; `activations` is the command's default. */
 void precision_flags(flag_table *f, engine *e, const char *activations);
 void context_flag(flag_table *f, engine *e);
 void stats_flag(flag_table *f, engine *e);
 void window_flag(flag_table *f, engine *e); /* --window-mode */
 void state_flags(flag_table *f, engine *e); /* --load-state, --save-state */
+/* What the flags mean for linnet_model_open; EXIT_MISUSED where they contradict each other. */
+int engine_options(const engine *e, bool metadata_only, linnet_model_options *out);
 /* A file's metadata and tokenizer only, or the model; EXIT_WORKED or another exit code. */
 int engine_open(engine *e, const char *path, bool metadata_only, linnet_model **out);
 /* A session, with --load-state's state in it. */
@@ -52,6 +55,7 @@ int chat_to_ids(const linnet_model *model, const char *name, const linnet_messag
 int choose_template(const engine *e, const linnet_model *model, const char *path,
                     const char *wanted, const char **out);
 
+uint64_t nanoseconds_now(void);
 double seconds_now(void);
 
 #endif

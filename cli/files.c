@@ -211,6 +211,23 @@ void lines_close(line_reader *r) {
     *r = (line_reader){0};
 }
 
+json_t *json_text(const char *text) {
+    json_t *value = json_string(text);
+    if (value) return value;
+    text_buffer latin = {0};
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+        char utf8[2] = {(char)(*p < 0x80 ? *p : 0xc0 | *p >> 6), (char)(0x80 | (*p & 0x3f))};
+        if (!text_append(&latin, utf8, *p < 0x80 ? 1 : 2)) break;
+    }
+    value = json_string(latin.at ? latin.at : "");
+    free(latin.at);
+    return value;
+}
+
+void json_set_int(json_t *object, const char *key, uint64_t value) {
+    json_object_set_new(object, key, json_integer((json_int_t)value));
+}
+
 /* ---- writing ------------------------------------------------------------------------------ */
 
 bool output_open(output_file *o, const char *path) {

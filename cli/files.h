@@ -49,6 +49,10 @@ int lines_next(line_reader *r);
 /* 1 and a JSON object (to be json_decref'ed) from the next line that is not blank; 0; -1. */
 int lines_next_json(line_reader *r, json_t **out);
 void lines_close(line_reader *r);
+/* A string of a file, which may not be UTF-8: jansson refuses those, so bytes stand for characters
+ * there. */
+json_t *json_text(const char *text);
+void json_set_int(json_t *object, const char *key, uint64_t value);
 /* Ids of one line. */
 bool parse_ids(id_buffer *out, const char *text, size_t n, const char *path, size_t line,
                int n_ids);

@@ -10,7 +10,7 @@
 
 #include "talk.h"
 
-enum { SWITCH, WHOLE, SIZE, U64, REAL, TEXT, CHOICE, TEXTS, TITLE };
+enum { SWITCH, WHOLE, SIZE, U64, REAL, TEXT, CHOICE, TEXTS, NUMBERS, TITLE };
 
 /* ---- the table ---------------------------------------------------------------------------- */
 
@@ -84,6 +84,14 @@ void flag_texts(flag_table *f, const char *names, const char *value, text_list *
     add(f, TEXTS, names, value, out, help);
 }
 
+void flag_numbers(flag_table *f, const char *names, const char *value, number_list *out, int each,
+                  int low, int high, const char *help) {
+    flag *x = add(f, NUMBERS, names, value, out, help);
+    x->low = low;
+    x->high = high;
+    x->each = each;
+}
+
 /* ---- numbers ------------------------------------------------------------------------------ */
 
 bool parse_whole(const char *text, int64_t *out) {
@@ -148,6 +156,23 @@ static bool is_choice(const char *choices, const char *value) {
     return false;
 }
 
+static bool append_numbers(const flag *x, const char *value) {
+    number_list *list = x->out;
+    int before = list->n;
+    for (const char *p = value;; p++) {
+        char one[24];
+        int64_t whole;
+        size_t n = strcspn(p, ",");
+        if (n >= sizeof one || list->n == MAX_NUMBERS) return false;
+        memcpy(one, p, n);
+        one[n] = '\0';
+        if (!parse_whole(one, &whole) || whole < x->low || whole > x->high) return false;
+        list->at[list->n++] = (int)whole;
+        p += n;
+        if (!*p) return !x->each || list->n - before == x->each;
+    }
+}
+
 static int set_value(const flag_table *f, const flag *x, const char *name, const char *value) {
     int64_t whole;
     uint64_t big;
@@ -185,6 +210,15 @@ static int set_value(const flag_table *f, const flag *x, const char *name, const
     case TEXT:
         *(const char **)x->out = value;
         break;
+    case NUMBERS:
+        if (append_numbers(x, value)) break;
+        char few[32];
+        snprintf(few, sizeof few, "%s%d", x->each ? "" : "at most ",
+                 x->each ? x->each : MAX_NUMBERS);
+        return misused(f->command,
+                       "%s expects %s whole numbers from %lld to %lld, commas between them, "
+                       "found '%s'",
+                       name, few, (long long)x->low, (long long)x->high, value);
     case TEXTS: {
         text_list *list = x->out;
         const char **grown = realloc(list->at, (list->n + 1) * sizeof *grown);

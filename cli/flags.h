@@ -14,6 +14,13 @@ typedef struct {
     size_t n;
 } text_list; /* the values of a repeatable flag, in order; the texts belong to argv */
 
+enum { MAX_NUMBERS = 64 };
+
+typedef struct {
+    int at[MAX_NUMBERS];
+    int n;
+} number_list;
+
 typedef struct {
     const char *names; /* "-t/--threads" */
     const char *value; /* what --help calls the value; NULL for a switch */
@@ -21,6 +28,7 @@ typedef struct {
     int kind;
     void *out;
     int64_t low, high; /* whole numbers */
+    int each;          /* of a list: how many numbers a value has; 0 = any */
     double real_low, real_high;
     const char *choices; /* "auto cpu" */
 } flag;
@@ -56,6 +64,10 @@ void flag_choice(flag_table *f, const char *names, const char *choices, const ch
                  const char *help);
 void flag_texts(flag_table *f, const char *names, const char *value, text_list *out,
                 const char *help);
+/* Whole numbers with commas between them, `each` of them per value (0 = any); values of a repeated
+ * flag are appended. */
+void flag_numbers(flag_table *f, const char *names, const char *value, number_list *out, int each,
+                  int low, int high, const char *help);
 
 /* argv[0] is the command. Returns KEEP_GOING, or an exit code: EXIT_WORKED after --help,
  * EXIT_MISUSED after a sentence about the first thing that is wrong. */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "commands.h"
+#include "describe.h"
 #include "engine.h"
 
 static const char about[] =
@@ -22,33 +23,6 @@ typedef struct {
     const char *check_result; /* NULL: not checked; "ok", or the error's sentence */
 } info_options;
 
-typedef struct {
-    const char *name;
-    uint64_t tensors, bytes;
-} dtype_count;
-
-/* Tensors by dtype, in order of first appearance. Returns how many dtypes there are. */
-static size_t count_dtypes(const linnet_model *model, dtype_count *counts, size_t cap) {
-    size_t n = 0;
-    for (size_t i = 0; i < linnet_model_get_info(model)->n_tensors; i++) {
-        const char *dtype;
-        uint64_t dims[4], bytes;
-        linnet_model_tensor(model, i, &dtype, dims, &bytes);
-        size_t k = 0;
-        while (k < n && strcmp(counts[k].name, dtype))
-            k++;
-        if (k == cap) continue;
-        if (k == n) counts[n++] = (dtype_count){.name = dtype};
-        counts[k].tensors++;
-        counts[k].bytes += bytes;
-    }
-    return n;
-}
-
-static const char *kv_name(linnet_kv_type kv) {
-    return kv == LINNET_KV_F32 ? "f32" : kv == LINNET_KV_Q8_0 ? "q8_0" : "f16";
-}
-
 /* ---- for people --------------------------------------------------------------------------- */
 
 static void print_name(const char *name) {
@@ -62,16 +36,11 @@ static void print_text(const char *name, const char *text) {
 }
 
 static void print_bytes(const char *name, uint64_t bytes) {
-    static const char *const units[] = {"bytes", "kB", "MB", "GB", "TB"};
-    double v = (double)bytes;
-    int unit = 0;
-    for (; v >= 1000 && unit < 4; unit++)
-        v /= 1000;
+    char text[32];
+    human_bytes(text, sizeof text, bytes);
     print_name(name);
-    if (unit)
-        printf("%.1f %s (%" PRIu64 ")", v, units[unit], bytes);
-    else
-        printf("%" PRIu64 " bytes", bytes);
+    printf("%s", text);
+    if (bytes >= 1000) printf(" (%" PRIu64 ")", bytes);
 }
 
 /* Layers with the same mixer and window, next to each other, share a line. */
@@ -115,8 +84,8 @@ static void print_for_people(const info_options *o, const linnet_model *model) {
     print_bytes("file size", info->file_bytes);
     printf("\n");
     if (info->n_tensors) {
-        dtype_count counts[64];
-        size_t n = count_dtypes(model, counts, 64);
+        dtype_count counts[MAX_DTYPES];
+        size_t n = count_dtypes(model, counts);
         printf("dtypes\n");
         for (size_t i = 0; i < n; i++) {
             snprintf(text, sizeof text, "  %s", counts[i].name);
@@ -161,25 +130,6 @@ static void print_for_people(const info_options *o, const linnet_model *model) {
 
 /* ---- as JSON ------------------------------------------------------------------------------ */
 
-/* A string of a file, which may not be UTF-8: jansson refuses those, so bytes stand for
- * characters there. */
-static json_t *json_text(const char *text) {
-    json_t *value = json_string(text);
-    if (value) return value;
-    text_buffer latin = {0};
-    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
-        char utf8[2] = {(char)(*p < 0x80 ? *p : 0xc0 | *p >> 6), (char)(0x80 | (*p & 0x3f))};
-        if (!text_append(&latin, utf8, *p < 0x80 ? 1 : 2)) break;
-    }
-    value = json_string(latin.at ? latin.at : "");
-    free(latin.at);
-    return value;
-}
-
-static void set_int(json_t *object, const char *key, uint64_t value) {
-    json_object_set_new(object, key, json_integer((json_int_t)value));
-}
-
 static json_t *as_json(const info_options *o, const linnet_model *model) {
     const linnet_model_info *info = linnet_model_get_info(model);
     linnet_kv_type kv = engine_kv(&o->e);
@@ -188,55 +138,57 @@ static json_t *as_json(const info_options *o, const linnet_model *model) {
     json_object_set_new(root, "name", json_text(info->name));
     json_object_set_new(root, "architecture", json_text(info->architecture));
 
-    json_t *mixers = json_array(), *windows = json_array();
+    json_t *windows = json_array();
     for (int i = 0; i < info->n_layers; i++) {
         int window = 0;
-        json_array_append_new(mixers, json_text(linnet_model_mixer(model, i, &window)));
+        linnet_model_mixer(model, i, &window);
         json_array_append_new(windows, json_integer(window));
     }
-    json_object_set_new(root, "mixers", mixers);
+    json_object_set_new(root, "mixers", mixers_json(model));
     json_object_set_new(root, "windows", windows);
 
-    dtype_count counts[64];
-    size_t n = count_dtypes(model, counts, 64);
+    dtype_count counts[MAX_DTYPES];
+    size_t n = count_dtypes(model, counts);
     json_t *dtypes = json_object();
     for (size_t i = 0; i < n; i++)
-        set_int(dtypes, counts[i].name, counts[i].tensors);
+        json_set_int(dtypes, counts[i].name, counts[i].tensors);
     json_object_set_new(root, "dtypes", dtypes);
 
-    set_int(root, "params", info->n_params);
-    set_int(root, "file_bytes", info->file_bytes);
-    set_int(root, "weight_bytes", info->weight_bytes);
-    set_int(root, "activation_bytes", info->n_layers ? linnet_model_activation_bytes(model) : 0);
+    json_set_int(root, "params", info->n_params);
+    json_set_int(root, "file_bytes", info->file_bytes);
+    json_set_int(root, "weight_bytes", info->weight_bytes);
+    json_set_int(root, "activation_bytes",
+                 info->n_layers ? linnet_model_activation_bytes(model) : 0);
     json_t *state = json_object();
     for (int i = 0; i < N_DEPTHS; i++) {
         char depth[24];
         snprintf(depth, sizeof depth, "%" PRIu64, depths[i]);
-        set_int(state, depth, info->n_layers ? linnet_model_state_bytes(model, kv, depths[i]) : 0);
+        json_set_int(state, depth,
+                     info->n_layers ? linnet_model_state_bytes(model, kv, depths[i]) : 0);
     }
     json_object_set_new(root, "state_bytes", state);
     json_object_set_new(root, "kv", json_string(kv_name(kv)));
     json_object_set_new(root, "activations", json_string(o->e.activations));
 
-    set_int(root, "context", (uint64_t)info->n_ctx_train);
+    json_set_int(root, "context", (uint64_t)info->n_ctx_train);
     json_object_set_new(root, "context_is_limit", json_boolean(info->ctx_is_limit));
-    set_int(root, "layers", (uint64_t)info->n_layers);
-    set_int(root, "embedding", (uint64_t)info->n_embd);
-    set_int(root, "heads", (uint64_t)info->n_heads);
-    set_int(root, "kv_heads", (uint64_t)info->n_kv_heads);
-    set_int(root, "head_dim", (uint64_t)info->head_dim);
-    set_int(root, "feed_forward", (uint64_t)info->n_ff);
-    set_int(root, "rows", (uint64_t)info->n_rows);
+    json_set_int(root, "layers", (uint64_t)info->n_layers);
+    json_set_int(root, "embedding", (uint64_t)info->n_embd);
+    json_set_int(root, "heads", (uint64_t)info->n_heads);
+    json_set_int(root, "kv_heads", (uint64_t)info->n_kv_heads);
+    json_set_int(root, "head_dim", (uint64_t)info->head_dim);
+    json_set_int(root, "feed_forward", (uint64_t)info->n_ff);
+    json_set_int(root, "rows", (uint64_t)info->n_rows);
 
     json_object_set_new(root, "tokenizer", json_text(info->tokenizer));
-    set_int(root, "vocabulary", (uint64_t)info->n_vocab);
+    json_set_int(root, "vocabulary", (uint64_t)info->n_vocab);
     json_object_set_new(root, "bos", info->bos < 0 ? json_null() : json_integer(info->bos));
     json_object_set_new(root, "eos", info->eos < 0 ? json_null() : json_integer(info->eos));
     json_object_set_new(root, "add_bos", json_boolean(info->add_bos));
     json_object_set_new(root, "template", json_text(info->chat_template));
     if (o->check_result) json_object_set_new(root, "check", json_text(o->check_result));
 
-    set_int(root, "tensors", info->n_tensors);
+    json_set_int(root, "tensors", info->n_tensors);
     json_t *metadata = json_object();
     for (size_t i = 0; i < info->n_metadata; i++) {
         char value[4096];

@@ -34,6 +34,15 @@ void print_escaped(const char *text) {
     escape(stdout, text);
 }
 
+void human_bytes(char *out, size_t size, uint64_t bytes) {
+    static const char *const units[] = {"bytes", "kB", "MB", "GB", "TB"};
+    double v = (double)bytes;
+    int unit = 0;
+    for (; v >= 1000 && unit < 4; unit++)
+        v /= 1000;
+    snprintf(out, size, "%.*f %s", unit ? 1 : 0, v, units[unit]);
+}
+
 static void clear_progress(void) {
     if (progress_shown) fputs("\r\033[K", stderr);
     progress_shown = false;

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "../linnet.h"
 
@@ -19,6 +20,9 @@ __attribute__((format(printf, 1, 2))) int failed(const char *format, ...);
 int failed_with(const linnet_error *err);
 /* Writes text with control characters as \n, \t or \xNN, so that a file cannot drive a terminal. */
 void print_escaped(const char *text);
+
+/* "4.4 MB", "640 bytes" */
+void human_bytes(char *out, size_t size, uint64_t bytes);
 
 /* Someone types at standard input and reads stderr. */
 bool on_terminal(void);

@@ -33,7 +33,7 @@ if [ "${1:-}" = --c ]; then
     tests=("$@")
 else
     for t in tests/test_*.c; do tests+=("build/tests/$(basename "$t" .c)"); done
-    make -s -j"$(nproc)" "${tests[@]}" linnet || { echo "0 passed, 1 failed"; exit 1; }
+    make -s -j"$(nproc)" "${tests[@]}" bench linnet || { echo "0 passed, 1 failed"; exit 1; }
     all=1
 fi
 for t in "${tests[@]}"; do run "$(basename "$t")" "$t"; done

@@ -129,7 +129,7 @@ misuses "logits without --ids" "--ids FILE is missing" logits "$chat" -o x
 misuses "logits without -o" "-o OUT.npy is missing" logits "$chat" --ids x
 misuses "quantize to nothing known" "TYPE is one of" quantize "$chat" "$work/q.gguf" q3_X
 misuses "chat with an unknown template" "--template expects one of" chat "$chat" --template jazz --quiet
-for c in bench recall pareto serve; do
+for c in recall pareto serve; do
     try "$c" "$chat" -m x
     check "$c comes later" refusal 2 "later"
 done
@@ -475,6 +475,160 @@ check "the prompt is appended, without BOS" err_has "tok/s (1), decode"
 try run "$chat" -p x -n 1 --save-state "$work/none/x.state" --quiet
 check "save into no folder" eval 'code_is 1 && err_has "none/x.state"'
 check "no leftovers of states" [ "$(ls -A "$work/s" | wc -l)" = 4 ]
+
+# ---- bench
+fast=(-p 8 -n 3 -r 2 -t 1)
+try bench -m "$chat" "${fast[@]}" -pg 4,2 -d 0,70 -b 1,3
+check "bench: a row per test, depth and batch" eval 'code_is 0 && [ "$(grep -c "^| chat |" "$work/out")" = 12 ]'
+check "and the columns of the contract" eval 'head -1 "$work/out" | cmp -s - <(echo "| model | params | size | \
+arch/mixers | backend | threads | B | test | d | t/s | TTFT ms | state/seq | peak RSS | peak VRAM |")'
+check "every row has speed and memory" eval \
+    '[ "$(grep -cE "\| [0-9]+\.[0-9] \([0-9]+\.[0-9] ± [0-9]+\.[0-9]\) \| ([0-9.]+|-) \| [0-9.]+ kB \| [0-9.]+ MB \| - \|$" "$work/out")" = 12 ]'
+check "in order" eval 'cut -d"|" -f8-10 "$work/out" | tail -n +3 | head -7 | tr -d "\n" | tr "|" "," | cmp -s - <(printf \
+" 1 , pp8 , 0  1 , tg3 , 0  1 , pg4,2 , 0  1 , pp8 , 70  1 , tg3 , 70  1 , pg4,2 , 70  3 , pp8 , 0 ")'
+check "what a step moves is said for rows that decode" [ "$(grep -c "tg3 @ d.* of weights and . x .* of state" "$work/err")" = 4 ]
+try bench -m "$chat" -p 8 -n 0 -r 2 -t 1 --quiet
+check "0 leaves a test out, --quiet is quiet" eval '[ "$(wc -l <"$work/out")" = 3 ] && [ ! -s "$work/err" ] && ! grep -q tg "$work/out"'
+try bench -m "$chat" -m "$bare" "${fast[@]}" -o csv --quiet
+check "bench -o csv: one head, a row per model and test" eval 'code_is 0 && [ "$(wc -l <"$work/out")" = 5 ] &&
+    head -1 "$work/out" | grep -q "^build_commit,build_number,cpu_info,.*,model_filename,.*,samples_ns," &&
+    [ "$(grep -c "$bare" "$work/out")" = 2 ]'
+python=$(command -v .venv/bin/python || command -v python3)
+cat >"$work/rows.py" <<'END'
+import json, statistics, sys
+lines, n = sys.argv[1] == "jsonl", int(sys.argv[2])
+text = sys.stdin.read()
+rows = [json.loads(l) for l in text.splitlines()] if lines else json.loads(text)
+assert isinstance(rows, list) and len(rows) == n, len(rows)
+names = """build_commit build_number cpu_info gpu_info backends model_filename model_type model_size
+    model_n_params n_batch n_threads n_prompt n_gen n_depth test_time avg_ns stddev_ns avg_ts stddev_ts
+    samples_ns samples_ts n_seqs ttft_ns state_bytes_model state_bytes_alloc weight_bytes_read_per_token
+    peak_rss_bytes peak_vram_bytes dtype_state mixers oom isa""".split()
+for r in rows:
+    assert not set(names) - set(r), set(names) - set(r)
+    assert list(r) == list(rows[0])
+    if r["oom"]:
+        assert r["samples_ns"] == [] and r["median_ts"] is None and r["error"], r
+        continue
+    tokens = r["n_seqs"] * (r["n_prompt"] + r["n_gen"])
+    assert len(r["samples_ns"]) == 3 and all(x > 0 for x in r["samples_ns"])
+    for ns, ts in zip(r["samples_ns"], r["samples_ts"]):
+        assert abs(ts - tokens * 1e9 / ns) < 1e-6 * ts
+    close = lambda x, y: abs(x - y) <= 1e-6 * abs(y) + 1
+    assert close(r["avg_ns"], statistics.mean(r["samples_ns"]))
+    assert close(r["stddev_ns"], statistics.stdev(r["samples_ns"]))
+    assert close(r["median_ts"], statistics.median(r["samples_ts"]))
+    assert close(r["seq_ts"], r["median_ts"] / r["n_seqs"])
+    assert (r["ttft_ns"] is None) == (r["n_prompt"] == 0) and (r["ttft_ns"] or 0) <= max(r["samples_ns"])
+    assert r["state_bytes_alloc"] > 0 and 1e6 < r["peak_rss_bytes"] < 1e9 and r["n_threads"] == 2
+END
+# rows FORMAT N ARGUMENTS...: N rows whose numbers agree with each other; skipped without Python.
+rows() {
+    local format=$1 n=$2
+    shift 2
+    try bench "$@" -r 3 -t 2 -o "$format" --quiet
+    check "bench -o $format ${*:2}" eval 'code_is 0 && { [ -z "$python" ] || "$python" "$work/rows.py" $format $n <"$work/out"; }'
+}
+rows json 6 -m "$chat" -p 8 -n 3 -pg 5,2 -b 1,2
+rows json 1 -m "$chat" -p 0 -n 3
+rows jsonl 4 -m "$chat" -p 8 -n 3 -d 5,66 -b 2
+# state_model MODEL KV: bytes by the papers' formulas, after 100 tokens.
+state_model() {
+    try bench -m "tests/data/models/$1.gguf" -p 100 -n 0 -r 1 -t 1 -o jsonl --kv "$2" --quiet
+    sed 's/.*"state_bytes_model":\([0-9]*\),.*"dtype_state":"\([^"]*\)".*/\1 \2/' "$work/out"
+}
+check "softmax: 2 layers x 2 x 1 KV heads x 16 x 100" [ "$(state_model llama_f16 f32)" = "25600 f32" ]
+check "the same as f16" [ "$(state_model llama_f16 f16)" = "12800 f16" ]
+check "a window of 13: 2 layers x 2 x 1 x 16 x 13" [ "$(state_model mistral_window f16)" = "1664 f16" ]
+check "Taylor: 2 layers x 2 heads x (20 + 1) x 153" [ "$(state_model based_taylor_16 f16)" = "51408 f32" ]
+check "gated delta net with a softmax layer" [ "$(state_model gated_delta_hybrid f16)" = "4864 f16+f32" ]
+check "hedgehog: 2 layers x 3 heads x (14 + 1) x 2 x 9" [ "$(state_model hedgehog_softmax f16)" = "6048 f32" ]
+try bench -m "$chat" "${fast[@]}" -oe jsonl --save "$work/rows.jsonl" --quiet
+check "rows on stderr and in a file" eval 'code_is 0 && [ "$(grep -c "^{" "$work/err")" = 2 ] && cmp -s "$work/err" "$work/rows.jsonl"'
+try bench -m "$chat" "${fast[@]}" --activations exact -o jsonl --no-mmap --no-pin --isa generic --quiet
+check "flags reach the process that measures" eval 'code_is 0 && grep -q "\"dtype_state\":\"f32\"" "$work/out" &&
+    grep -q "\"isa\":\"generic\"" "$work/out" && grep -q "\"pinned\":false" "$work/out"'
+if (ulimit -v 400000 && "$linnet" --version >/dev/null 2>&1); then # a sanitizer needs more
+    (
+        ulimit -v 400000
+        "$linnet" bench -m "$chat" -p 0 -n 3 -d 20000 -b 1,512 -r 3 -t 2 -o json >"$work/out" 2>"$work/err"
+    )
+    code=$?
+    check "memory that does not suffice is a row, and the others are there" eval \
+        'code_is 0 && [ "$(grep -c "\"oom\":false" "$work/out")" = 1 ] && [ "$(grep -c "\"oom\":true" "$work/out")" = 1 ] && err_has "no memory for"'
+    check "with the same keys" eval '[ -z "$python" ] || "$python" "$work/rows.py" json 2 <"$work/out"'
+fi
+# while_measuring SIGNAL of|child: sent to bench, or to the process that measures a row.
+while_measuring() {
+    "$linnet" bench -m "$chat" -p 4 -n 300000,1 -r 1 -t 1 -o json --save "$work/part.jsonl" --quiet >"$work/out" 2>"$work/err" &
+    local pid=$! tries=0 child=""
+    while { [ ! -s "$work/out" ] || [ -z "$child" ]; } && [ $tries -lt 200 ]; do
+        sleep 0.05
+        child=$(cat "/proc/$pid/task/$pid/children") tries=$((tries + 1))
+    done
+    child=${child%% *}
+    if [ "$2" = child ]; then kill "-$1" "$child"; else kill "-$1" $pid; fi
+    wait $pid
+    code=$?
+    for tries in 1 2 3 4 5 6 7 8 9 10; do [ -e "/proc/$child" ] && sleep 0.1; done
+    [ ! -e "/proc/$child" ]
+}
+if [ -r "/proc/$$/task/$$/children" ]; then
+    check "SIGTERM ends the measuring process, too" while_measuring TERM of
+    check "what was measured before is whole" eval 'code_is 143 && [ "$(tail -n 1 "$work/out")" = "]" ] && [ "$(wc -l <"$work/part.jsonl")" = 1 ]'
+    while_measuring KILL child
+    check "a process that the kernel kills is a row without memory" eval \
+        'code_is 0 && grep -q "\"oom\":true,\"error\":\"the kernel killed" "$work/out" && [ "$(wc -l <"$work/part.jsonl")" = 3 ]'
+    while_measuring USR1 child
+    check "another signal is an error" eval 'code_is 1 && err_has "signal 10 ended"'
+fi
+# Random models of every kind (bench/random_model.c) load and run.
+random_model=$(dirname "$linnet")/bench/random_model
+[ -x "$random_model" ] || random_model=build/bench/random_model
+# makes ARCHITECTURE MIXERS PATTERN TYPE: a toy model that bench runs and describes so.
+makes() {
+    "$random_model" toy "$3" "$4" "$work/toy.gguf" || return 1
+    try bench -m "$work/toy.gguf" -p 70 -n 2 -r 1 -t 1 -d 3 -b 2 --quiet
+    code_is 0 && [ "$(grep -cF "| $1 $2 |" "$work/out")" = 2 ]
+}
+if [ -x "$random_model" ]; then
+    for mixer in lolcats hedgehog based_taylor short_conv delta_net gated_delta_net; do
+        check "random_model $mixer" makes linnet $mixer $mixer q4_0
+    done
+    check "random_model softmax" makes llama softmax softmax q4_K
+    check "random_model qwen35" makes qwen35 "3 gated_delta_net + 1 softmax" qwen35 q4_K
+    check "random_model based" makes linnet "2 short_conv + 1 based_taylor + 1 softmax" based f16
+    check "random_model of a pattern" makes linnet "3 delta_net + 1 softmax" 'delta_net*2,softmax:8' q6_K
+    for pattern in soft 'softmax*' 'softmax*0' 'softmax*65' softmax:0 delta_net:4 "" softmax, ,; do
+        check "random_model '$pattern'" eval '! "$random_model" toy "$pattern" f32 "$work/x.gguf" 2>"$work/err" && [ ! -e "$work/x.gguf" ]'
+    done
+fi
+misuses "bench without a model" "-m MODEL is missing" bench
+misuses "bench and an argument" "unexpected argument" bench "$chat"
+misuses "bench names an unknown flag" "unknown flag --loud" bench -m "$chat" --loud
+misuses "bench without a test" "leave every test out" bench -m "$chat" -p 0 -n 0
+misuses "bench -o xml" "-o expects one of" bench -m "$chat" -o xml
+for list in "" , 1, ,1 "1 2" 1,,2 -1 nan 1e3 0x10 99999999999999999999 16777217; do
+    for f in -p -n -d -b -t; do
+        misuses "bench $f '$list'" "$f expects at most 64 whole numbers" bench -m "$chat" "$f" "$list"
+    done
+done
+misuses "bench -b 0" "from 1 to" bench -m "$chat" -b 0
+misuses "bench -p of too many" "at most 64" bench -m "$chat" -p "$(seq -s, 65)"
+for pair in 1 1,2,3 1, ""; do
+    misuses "bench -pg '$pair'" "-pg expects 2 whole numbers" bench -m "$chat" -pg "$pair"
+done
+misuses "bench -r 0" "-r expects" bench -m "$chat" -r 0
+refuses "bench of no file" 1 "$work/none.gguf" bench -m "$chat" -m "$work/none.gguf" "${fast[@]}"
+refuses "bench of a vocabulary" 1 "without weights" bench -m "$vocab" "${fast[@]}"
+refuses "bench beyond learned positions" 1 "a test of 168 tokens, but this model has learned positions for 160" \
+    bench -m "$gpt2" "${fast[@]}" -n 0 -d 0,160
+refuses "bench with a backend that is not built" 1 "cuda" bench -m "$chat" "${fast[@]}" --backend cuda
+refuses "bench into no folder" 1 "$work/none/x" bench -m "$chat" "${fast[@]}" --save "$work/none/x"
+"$linnet" bench -m "$chat" "${fast[@]}" --quiet >/dev/full 2>"$work/err"
+code=$?
+: >"$work/out"
+check "bench onto a full disk" refusal 1 "No space left"
 
 # ---- quantize
 mkdir "$work/q"

@@ -1,0 +1,38 @@
+/* What a model is, in the words of `info`, `bench` and their tables. */
+#ifndef CLI_DESCRIBE_H
+#define CLI_DESCRIBE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <jansson.h>
+
+#include "../linnet.h"
+
+typedef struct {
+    const char *name;
+    uint64_t tensors, bytes;
+} dtype_count;
+
+enum { MAX_DTYPES = 64 };
+
+/* Tensors by dtype, in order of first appearance. Returns how many dtypes there are. */
+size_t count_dtypes(const linnet_model *model, dtype_count counts[MAX_DTYPES]);
+/* The dtype of most bytes. */
+const char *main_dtype(const linnet_model *model);
+
+const char *kv_name(linnet_kv_type kv);
+/* What the state is kept in: "f16" (keys and values alone), "f32" (no keys and values), "f16+f32".
+ */
+void state_dtype(const linnet_model *model, linnet_kv_type kv, char *out, size_t size);
+
+/* The mixer of every layer by name. */
+json_t *mixers_json(const linnet_model *model);
+
+/* Bytes of state after `n_tokens` as papers count them (zoology's state_size, with our dtypes):
+ * keys and values of the tokens that a layer sees, linear states with the features that differ,
+ * taps of BASED's convolutions; no taps of delta-rule layers, no pages, no padding. What the engine
+ * allocates: linnet_model_state_bytes. */
+uint64_t state_bytes_by_formula(const linnet_model *model, linnet_kv_type kv, uint64_t n_tokens);
+
+#endif
