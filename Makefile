@@ -77,8 +77,8 @@ $(BUILD)/liblinnet.a: $(LIB_OBJ)
 	@rm -f $@
 	$(call QUIET,AR)ar rcs $@ $^
 
-$(BUILD)/kernels_cpu/avx2.c.o: ISA := -O3 -mavx2 -mfma -mf16c
-$(BUILD)/kernels_cpu/avx512.c.o: ISA := -O3 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl \
+$(BUILD)/kernels_cpu/avx2.c.o: ISA := -mavx2 -mfma -mf16c
+$(BUILD)/kernels_cpu/avx512.c.o: ISA := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl \
 	-mavx512dq -mavx512vnni -mprefer-vector-width=512
 $(BUILD)/%.c.o: %.c
 	@mkdir -p $(@D)

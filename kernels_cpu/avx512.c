@@ -58,48 +58,46 @@ INLINE void add_plane(const block *w, int strips, const int8_t *plane, int n, in
     }
 }
 
-/* The exact sums of groups [from, to), which are half `half` of the block or (-1) all of it, of `n`
- * columns: 256 high + low - 2^offset sum. */
-INLINE void dot_planes(dtype type, const block *w, int strips, const activations *x, size_t at,
+/* The exact sums over half `half` of the block or (-1) all of it, of `n` columns: 256 high + low -
+ * 2^offset sum. The planes of a single column are summed side by side. */
+INLINE void dot_planes(int offset, const block *w, int strips, const activations *x, size_t at,
                        int n, int half, bool wide, vi (*out)[4]) {
     const int8_t *q = (const int8_t *)(x->q + at * BLOCK);
-    int from = half == 1 ? 4 : 0, to = half == 0 ? 4 : 8, offset = offset_of(type);
-    UNROLL for (int s = 0; s < strips; s++) UNROLL for (int c = 0; c < n; c++) out[s][c] =
+    int from = half == 1 ? 4 : 0, to = half == 0 ? 4 : 8;
+    vi high[STRIPS][4];
+    UNROLL for (int s = 0; s < strips; s++) UNROLL for (int c = 0; c < n; c++) high[s][c] =
         V_SET1I(0);
-    if (wide) add_plane(w, strips, q + BLOCK, n, from, to, out);
+    if (wide) add_plane(w, strips, q + BLOCK, n, from, to, high);
     UNROLL for (int c = 0; c < n; c++) {
         const int32_t *sum = x->sum + 2 * (at + c);
-        vi less =
-            V_SET1I(offset < 0 ? 0 : (half < 0 ? sum[0] + sum[1] : sum[half]) * (1 << offset));
+        int32_t all = half < 0 ? sum[0] + sum[1] : sum[half];
+        vi less = V_SET1I(offset < 0 ? 0 : all * (1 << offset));
         UNROLL for (int s = 0; s < strips; s++) out[s][c] =
-            (wide ? out[s][c] << 8 : out[s][c]) - less;
+            n > 1 ? (high[s][c] << 8) - less : -less;
     }
     add_plane(w, strips, q, n, from, to, out);
+    if (n == 1 && wide) UNROLL for (int s = 0; s < strips; s++) out[s][0] += high[s][0] << 8;
 }
 
-INLINE void add_columns(dtype type, const block *w, int strips, const activations *x, size_t at,
-                        int n, bool wide, size_t c, vf (*acc)[TILE * HALVES]) {
+INLINE void add_columns(block_form form, int offset, const block *w, int strips,
+                        const activations *x, size_t at, int n, bool wide, size_t c,
+                        vf (*acc)[TILE * HALVES]) {
     vi low[STRIPS][4], high[STRIPS][4];
-    dot_planes(type, w, strips, x, at, n, type == DTYPE_Q6_K ? 0 : -1, wide, low);
-    if (type == DTYPE_Q6_K) dot_planes(type, w, strips, x, at, n, 1, wide, high);
+    dot_planes(offset, w, strips, x, at, n, form == SCALE_PER_HALF ? 0 : -1, wide, low);
+    if (form == SCALE_PER_HALF) dot_planes(offset, w, strips, x, at, n, 1, wide, high);
     UNROLL for (int s = 0; s < strips; s++) UNROLL for (int i = 0; i < n; i++) acc[s][c + i] =
-        add_sums(type, &w[s], x, at + i, low[s][i], high[s][i], acc[s][c + i]);
+        add_sums(form, &w[s], x, at + i, low[s][i], high[s][i], acc[s][c + i]);
 }
 
-INLINE void add_quantized(dtype type, const block *w, int strips, const activations *x, size_t at,
-                          size_t n, vf (*acc)[TILE * HALVES]) {
+INLINE void add_quantized(block_form form, int offset, const block *w, int strips,
+                          const activations *x, size_t at, size_t n, bool few,
+                          vf (*acc)[TILE * HALVES]) {
     size_t c = 0;
-    for (; c + 4 <= n; c += 4) {
+    for (; !few && c + 4 <= n; c += 4) {
         uint32_t wide;
         memcpy(&wide, x->wide + at + c, sizeof wide);
-        if (wide)
-            add_columns(type, w, strips, x, at + c, 4, true, c, acc);
-        else
-            add_columns(type, w, strips, x, at + c, 4, false, c, acc);
+        add_columns(form, offset, w, strips, x, at + c, 4, wide != 0, c, acc);
     }
-    for (; c < n; c++)
-        if (x->wide[at + c])
-            add_columns(type, w, strips, x, at + c, 1, true, c, acc);
-        else
-            add_columns(type, w, strips, x, at + c, 1, false, c, acc);
+    UNROLL for (; c < n; c++)
+        add_columns(form, offset, w, strips, x, at + c, 1, x->wide[at + c], c, acc);
 }

@@ -29,24 +29,26 @@ INLINE vi dot_pairs(const vi *pairs, const int16_t *q, int from, int to, int32_t
     return even + odd;
 }
 
-INLINE void add_quantized(dtype type, const block *w, int strips, const activations *x, size_t at,
-                          size_t n, vf (*acc)[TILE * HALVES]) {
-    int32_t factor = offset_of(type) < 0 ? 0 : 1 << offset_of(type);
+INLINE void add_quantized(block_form form, int offset, const block *w, int strips,
+                          const activations *x, size_t at, size_t n, bool few,
+                          vf (*acc)[TILE * HALVES]) {
+    (void)few;
+    int32_t factor = offset < 0 ? 0 : 1 << offset;
     UNROLL for (int s = 0; s < strips; s++) {
         vi pairs[BLOCK / 2];
         split_pairs(w[s].words, pairs);
-        for (size_t c = 0; c < n; c++) {
+        UNROLL for (size_t c = 0; c < n; c++) {
             const int16_t *q = x->q + (at + c) * BLOCK;
             const int32_t *sum = x->sum + 2 * (at + c);
             vi low, high = V_SET1I(0);
-            if (type == DTYPE_Q6_K) {
+            if (form == SCALE_PER_HALF) {
                 low = dot_pairs(pairs, q, 0, 8, -factor * sum[0]);
                 high = dot_pairs(pairs, q, 8, 16, -factor * sum[1]);
             } else {
                 low = dot_pairs(pairs, q, 0, 16, -factor * (sum[0] + sum[1]));
             }
             vf *to = acc[s] + c * HALVES;
-            *to = add_sums(type, &w[s], x, at + c, low, high, *to);
+            *to = add_sums(form, &w[s], x, at + c, low, high, *to);
         }
     }
 }

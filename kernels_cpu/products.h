@@ -112,10 +112,6 @@ INLINE void unpack(dtype type, const uint8_t *u, const k_scales *k, int j, int h
     }
 }
 
-INLINE bool has_min(dtype type) {
-    return type == DTYPE_Q4_1 || type == DTYPE_Q5_1 || type == DTYPE_Q4_K || type == DTYPE_Q5_K;
-}
-
 /* log2 of the offset of the bytes, -1: none. */
 INLINE int offset_of(dtype type) {
     return type == DTYPE_Q8_0   ? 7
@@ -125,51 +121,55 @@ INLINE int offset_of(dtype type) {
                                 : -1;
 }
 
-/* Column k of a block as float32; `w` of quantized types, `u` of float types. */
-INLINE vf weight_column(dtype type, const block *w, const uint8_t *u, int half, int k) {
+/* What a block's exact sums are multiplied with. */
+typedef enum { ONE_SCALE, SCALE_AND_MIN, SCALE_PER_HALF } block_form;
+
+INLINE block_form form_of(dtype type) {
+    return type == DTYPE_Q6_K ? SCALE_PER_HALF : offset_of(type) < 0 ? SCALE_AND_MIN : ONE_SCALE;
+}
+
+/* Column k of a block of a float type as float32. */
+INLINE vf float_column(dtype type, const uint8_t *u, int half, int k) {
     size_t at = k * PANEL + half * LANES;
-    switch (type) {
-    case DTYPE_F32:
-        return load_f(u + 4 * at);
-    case DTYPE_F16:
-        return V_F16((const uint16_t *)u + at);
-    case DTYPE_BF16: { /* pairs of columns, the even one low */
-        vi v = load_i(u + k / 2 * PANEL * 4 + half * sizeof(vi));
-        return (vf)(k % 2 ? v & V_SET1I((int32_t)0xffff0000) : v << 16);
-    }
-    default: {
-        const vi offset = V_SET1I(offset_of(type) < 0 ? 0 : 1 << offset_of(type));
+    if (type == DTYPE_F32) return load_f(u + 4 * at);
+    if (type == DTYPE_F16) return V_F16((const uint16_t *)u + at);
+    vi v = load_i(u + k / 2 * PANEL * 4 + half * sizeof(vi)); /* bf16: the even column is low */
+    return (vf)(k % 2 ? v & V_SET1I((int32_t)0xffff0000) : v << 16);
+}
+
+/* A block of a quantized type as float32. */
+INLINE void to_f32(dtype type, const block *w, float *f) {
+    const vi offset = V_SET1I(offset_of(type) < 0 ? 0 : 1 << offset_of(type));
+    for (int k = 0; k < BLOCK; k++) {
         vi q = ((w->words[k / 4] >> (8 * (k % 4))) & V_SET1I(255)) - offset;
         vf v = w->d[type == DTYPE_Q6_K ? k / 16 : 0] * to_float(q);
-        return has_min(type) ? v + w->m : v;
-    }
+        store_f(f + k * PANEL, form_of(type) == SCALE_AND_MIN ? v + w->m : v);
     }
 }
 
 /* ---- Products ----------------------------------------------------------------------------------
  */
 
-/* acc + this block of one column, given the exact sums of its halves (`high` only of q6_K). */
-INLINE vf add_sums(dtype type, const block *w, const activations *x, size_t at, vi low, vi high,
-                   vf acc) {
+/* acc + this block of one column, given the exact sums of its halves (`high` only if they have
+ * scales of their own). */
+INLINE vf add_sums(block_form form, const block *w, const activations *x, size_t at, vi low,
+                   vi high, vf acc) {
     vf scale = V_SET1F(x->scale[at]);
-    if (type == DTYPE_Q6_K) {
+    if (form == SCALE_PER_HALF) {
         vf both = V_FMA(to_float(high), w->d[1], to_float(low) * w->d[0]);
         return V_FMA(both, scale, acc);
     }
     acc = V_FMA(to_float(low), w->d[0] * scale, acc);
-    return has_min(type) ? V_FMA(w->m, V_SET1F(x->scaled_sum[at]), acc) : acc;
+    return form == SCALE_AND_MIN ? V_FMA(w->m, V_SET1F(x->scaled_sum[at]), acc) : acc;
 }
 
-/* acc[c] += the block times column c of x, `n` (a constant) columns from `x0` on, the block's
- * columns from `f` or, where that is NULL, as they are unpacked. Even and odd terms in two sums. */
-INLINE void add_f32(dtype type, const block *w, const uint8_t *u, int half, const float *f,
-                    const float *x0, int n, vf *acc) {
+/* acc[c] += the block times column c of x, `n` (a constant) columns from `x0` on; the block's
+ * columns are at `u`, in the file's type. Even and odd terms in two sums. */
+INLINE void add_f32(dtype type, const uint8_t *u, int half, const float *x0, int n, vf *acc) {
     vf even[FLOAT_COLUMNS], odd[FLOAT_COLUMNS];
     UNROLL for (int c = 0; c < n; c++) even[c] = odd[c] = V_SET1F(0.0f);
     UNROLL for (int k = 0; k < BLOCK; k += 2) {
-        vf a = f ? load_f(f + k * LANES) : weight_column(type, w, u, half, k);
-        vf b = f ? load_f(f + (k + 1) * LANES) : weight_column(type, w, u, half, k + 1);
+        vf a = float_column(type, u, half, k), b = float_column(type, u, half, k + 1);
         UNROLL for (int c = 0; c < n; c++) {
             even[c] = V_FMA(a, V_SET1F(x0[c * BLOCK + k]), even[c]);
             odd[c] = V_FMA(b, V_SET1F(x0[c * BLOCK + k + 1]), odd[c]);
@@ -178,75 +178,143 @@ INLINE void add_f32(dtype type, const block *w, const uint8_t *u, int half, cons
     UNROLL for (int c = 0; c < n; c++) acc[c * HALVES] += even[c] + odd[c];
 }
 
-/* A block of weights times `n` columns in float32; with many columns it is unpacked once. */
-INLINE void add_exact(dtype type, const block *w, const uint8_t *u, int half, const float *x,
-                      size_t n, vf *acc) {
-    float unpacked[BLOCK * LANES];
-    const float *f = NULL;
-    if (n > FLOAT_COLUMNS) {
-        f = unpacked;
-        UNROLL for (int k = 0; k < BLOCK; k++)
-            store_f(unpacked + k * LANES, weight_column(type, w, u, half, k));
-    }
+INLINE void add_floats(dtype type, const uint8_t *u, int half, const float *x, size_t n, vf *acc) {
     size_t c = 0;
     for (; c + FLOAT_COLUMNS <= n; c += FLOAT_COLUMNS)
-        add_f32(type, w, u, half, f, x + c * BLOCK, FLOAT_COLUMNS, acc + c * HALVES);
-    for (; c + 4 <= n; c += 4)
-        add_f32(type, w, u, half, f, x + c * BLOCK, 4, acc + c * HALVES);
+        add_f32(type, u, half, x + c * BLOCK, FLOAT_COLUMNS, acc + c * HALVES);
     for (; c + 2 <= n; c += 2)
-        add_f32(type, w, u, half, f, x + c * BLOCK, 2, acc + c * HALVES);
-    if (c < n) add_f32(type, w, u, half, f, x + c * BLOCK, 1, acc + c * HALVES);
+        add_f32(type, u, half, x + c * BLOCK, 2, acc + c * HALVES);
+    if (c < n) add_f32(type, u, half, x + c * BLOCK, 1, acc + c * HALVES);
 }
 
-/* acc[s][c] += block s times column at + c of x, for `strips` (a constant) blocks and `n` columns.
- */
-INLINE void add_quantized(dtype type, const block *w, int strips, const activations *x, size_t at,
-                          size_t n, vf (*acc)[TILE * HALVES]);
+/* A block that was unpacked to [32][16 lanes] float32. */
+static __attribute__((noinline)) void add_unpacked(const float *f, int half, const float *x,
+                                                   size_t n, vf *acc) {
+    add_floats(DTYPE_F32, (const uint8_t *)f, half, x, n, acc);
+}
 
-/* One tile of up to 32 columns of `strips` (a constant) panels from `panel` on. */
+/* acc[s][c] += block s times column at + c of x, for `strips` (a constant) blocks and `n` columns,
+ * less than FEW if `few`; `offset` as offset_of gives it. */
+INLINE void add_quantized(block_form form, int offset, const block *w, int strips,
+                          const activations *x, size_t at, size_t n, bool few,
+                          vf (*acc)[TILE * HALVES]);
+
+/* The same for many columns; not once for every type. */
+#define ADD_MANY(NAME, FORM, N)                                                                    \
+    static __attribute__((noinline)) void NAME(int offset, const block *w, const activations *x,   \
+                                               size_t at, size_t n, vf(*acc)[TILE * HALVES]) {     \
+        add_quantized(FORM, offset, w, N, x, at, n, false, acc);                                   \
+    }
+ADD_MANY(add_plain, ONE_SCALE, 1)
+ADD_MANY(add_with_min, SCALE_AND_MIN, 1)
+ADD_MANY(add_halves, SCALE_PER_HALF, 1)
+#if STRIPS > 1
+ADD_MANY(add_plain_strips, ONE_SCALE, STRIPS)
+ADD_MANY(add_with_min_strips, SCALE_AND_MIN, STRIPS)
+ADD_MANY(add_halves_strips, SCALE_PER_HALF, STRIPS)
+#else
+#define add_plain_strips add_plain
+#define add_with_min_strips add_with_min
+#define add_halves_strips add_halves
+#endif
+
+INLINE void add_many(dtype type, const block *w, int strips, const activations *x, size_t at,
+                     size_t n, vf (*acc)[TILE * HALVES]) {
+    int offset = offset_of(type);
+    switch (form_of(type)) {
+    case ONE_SCALE:
+        (strips > 1 ? add_plain_strips : add_plain)(offset, w, x, at, n, acc);
+        break;
+    case SCALE_AND_MIN:
+        (strips > 1 ? add_with_min_strips : add_with_min)(offset, w, x, at, n, acc);
+        break;
+    case SCALE_PER_HALF:
+        (strips > 1 ? add_halves_strips : add_halves)(offset, w, x, at, n, acc);
+        break;
+    }
+}
+
+enum {
+    FEW = 4,     /* fewer columns wait for memory, more for arithmetic */
+    AHEAD = 8192 /* bytes from a block to the one that is fetched meanwhile */
+};
+
+INLINE void fetch(const uint8_t *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch(p + i);
+}
+
+/* acc = one tile of up to 32 columns of `strips` (a constant) panels from `panel` on; `few` (a
+ * constant): of less than FEW, and then `tile` is a constant too and acc stays in registers. */
 INLINE void gemm_tile(dtype type, bool exact, const matrix *w, const uint8_t *panel, int strips,
-                      const activations *x, size_t c0, size_t tile, vf (*acc)[TILE * HALVES]) {
+                      bool few, const activations *x, size_t c0, size_t tile,
+                      vf (*acc)[TILE * HALVES]) {
     size_t unit = packed_block_bytes(type), blocks = (w->cols + BLOCK - 1) / BLOCK;
     k_scales scales[STRIPS];
     for (size_t b = 0; b < blocks; b++) {
         const uint8_t *u = panel + (is_k_type(type) ? b / 8 : b) * unit;
         int j = is_k_type(type) ? (int)(b % 8) : 0;
         size_t at = b * x->n + c0;
+        if (few && !j) fetch(u + AHEAD, unit);
         if ((type == DTYPE_Q4_K || type == DTYPE_Q5_K) && !j)
             UNROLL for (int s = 0; s < strips; s++)
                 unpack_scales(u + s * w->panel_bytes + 64, &scales[s]);
         UNROLL for (int half = 0; half < HALVES; half++) {
+            vf(*to)[TILE * HALVES] = (vf(*)[TILE * HALVES])(acc[0] + half);
+            if (is_float_type(type)) {
+                add_floats(type, u, half, x->f + at * BLOCK, tile, to[0]);
+                continue;
+            }
             block blocks_of[STRIPS];
-            if (!is_float_type(type))
-                UNROLL for (int s = 0; s < strips; s++)
-                    unpack(type, u + s * w->panel_bytes, &scales[s], j, half, &blocks_of[s]);
-            if (!exact)
-                add_quantized(type, blocks_of, strips, x, at, tile,
-                              (vf(*)[TILE * HALVES])(acc[0] + half));
-            else
-                UNROLL for (int s = 0; s < strips; s++)
-                    add_exact(type, &blocks_of[s], u + s * w->panel_bytes, half, x->f + at * BLOCK,
-                              tile, acc[s] + half);
+            UNROLL for (int s = 0; s < strips; s++)
+                unpack(type, u + s * w->panel_bytes, &scales[s], j, half, &blocks_of[s]);
+            if (exact) {
+                float f[BLOCK * PANEL];
+                to_f32(type, &blocks_of[0], f);
+                add_unpacked(f, 0, x->f + at * BLOCK, tile, to[0]);
+            } else if (few) {
+                add_quantized(form_of(type), offset_of(type), blocks_of, 1, x, at, tile, true, to);
+            } else {
+                add_many(type, blocks_of, strips, x, at, tile, to);
+            }
         }
     }
 }
 
-/* acc (+ bias) to rows [r0, r0 + PANEL) of column c; a short last panel goes element by element. */
-INLINE void finish(const matrix *w, size_t r0, const vf *acc, float *y, gemm_mode mode) {
-    if (r0 + PANEL <= w->rows) {
+/* acc [n][HALVES] (+ bias) to rows [r0, r0 + PANEL) of n columns; a short last panel goes element
+ * by element. */
+static __attribute__((noinline)) void finish(const matrix *w, size_t r0, const vf *acc, size_t n,
+                                             float *y, size_t ldy, gemm_mode mode) {
+    size_t rows = min_size(PANEL, w->rows - r0);
+    for (size_t c = 0; c < n; c++) {
+        float *out = y + c * ldy + r0;
         for (int h = 0; h < HALVES; h++) {
-            vf v = acc[h];
-            if (w->bias) v += load_f(w->bias + r0 + h * LANES);
-            float *out = y + r0 + h * LANES;
-            store_f(out, mode == GEMM_ADD ? load_f(out) + v : v);
+            vf v = acc[c * HALVES + h];
+            float lanes[LANES];
+            size_t from = h * LANES;
+            if (rows == PANEL) {
+                if (w->bias) v += load_f(w->bias + r0 + from);
+                store_f(out + from, mode == GEMM_ADD ? load_f(out + from) + v : v);
+                continue;
+            }
+            memcpy(lanes, &v, sizeof v);
+            for (size_t r = from; r < min_size(rows, from + LANES); r++) {
+                float one = w->bias ? lanes[r - from] + w->bias[r0 + r] : lanes[r - from];
+                out[r] = mode == GEMM_ADD ? out[r] + one : one;
+            }
         }
-        return;
     }
-    float lanes[PANEL];
-    memcpy(lanes, acc, sizeof lanes);
-    for (size_t r = r0; r < w->rows; r++) {
-        float v = w->bias ? lanes[r - r0] + w->bias[r] : lanes[r - r0];
-        y[r] = mode == GEMM_ADD ? y[r] + v : v;
+}
+
+/* Panels [p0, p1) times `n` (a constant) columns. */
+INLINE void gemm_few(dtype type, bool exact, const matrix *w, size_t p0, size_t p1, size_t n,
+                     const activations *x, float *y, size_t ldy, gemm_mode mode) {
+    for (size_t p = p0; p < p1; p++) {
+        vf acc[1][TILE * HALVES], out[FEW * HALVES];
+        UNROLL for (size_t i = 0; i < n * HALVES; i++) acc[0][i] = V_SET1F(0.0f);
+        gemm_tile(type, exact, w, w->data + p * w->panel_bytes, 1, true, x, 0, n, acc);
+        UNROLL for (size_t i = 0; i < n * HALVES; i++) out[i] = acc[0][i];
+        finish(w, p * PANEL, out, n, y, ldy, mode);
     }
 }
 
@@ -257,18 +325,29 @@ INLINE void gemm_panels(dtype type, bool exact, const matrix *w, size_t p, int s
         size_t tile = min_size(TILE, x->n - c0);
         for (int s = 0; s < strips; s++)
             memset(acc[s], 0, tile * HALVES * sizeof(vf));
-        gemm_tile(type, exact, w, w->data + p * w->panel_bytes, strips, x, c0, tile, acc);
+        gemm_tile(type, exact, w, w->data + p * w->panel_bytes, strips, false, x, c0, tile, acc);
         for (int s = 0; s < strips; s++)
-            for (size_t c = 0; c < tile; c++)
-                finish(w, (p + s) * PANEL, acc[s] + c * HALVES, y + (c0 + c) * ldy, mode);
+            finish(w, (p + s) * PANEL, acc[s], tile, y + c0 * ldy, ldy, mode);
     }
 }
 
 INLINE void gemm_of(dtype type, bool exact, const matrix *w, size_t p0, size_t p1,
                     const activations *x, float *y, size_t ldy, gemm_mode mode) {
     size_t p = p0;
-    for (; p + STRIPS <= p1; p += STRIPS)
-        gemm_panels(type, exact, w, p, STRIPS, x, y, ldy, mode);
+    switch (x->n) {
+    case 1:
+        gemm_few(type, exact, w, p0, p1, 1, x, y, ldy, mode);
+        return;
+    case 2:
+        gemm_few(type, exact, w, p0, p1, 2, x, y, ldy, mode);
+        return;
+    case 3:
+        gemm_few(type, exact, w, p0, p1, 3, x, y, ldy, mode);
+        return;
+    }
+    if (STRIPS > 1 && !exact)
+        for (; p + STRIPS <= p1; p += STRIPS)
+            gemm_panels(type, exact, w, p, STRIPS, x, y, ldy, mode);
     for (; p < p1; p++)
         gemm_panels(type, exact, w, p, 1, x, y, ldy, mode);
 }
