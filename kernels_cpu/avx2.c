@@ -18,6 +18,9 @@ typedef int32_t vi __attribute__((vector_size(32)));
 #define V_F16(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p))))
 #define V_STORE_F16(p, v)                                                                          \
     _mm_storeu_si128((__m128i *)(p), _mm256_cvtps_ph((__m256)(v), _MM_FROUND_TO_NEAREST_INT))
+#define V_I8(p) ((vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
+#define V_U8(p) ((vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
+#define V_U16(p) ((vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))))
 #define V_ROUND(a) ((vi)_mm256_cvtps_epi32((__m256)(a)))
 
 /* acc + a.even*b.even + a.odd*b.odd over int16 pairs, in int32 */

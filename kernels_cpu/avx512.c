@@ -21,6 +21,9 @@ typedef int32_t vi __attribute__((vector_size(64)));
 #define V_F16(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p))))
 #define V_STORE_F16(p, v)                                                                          \
     _mm256_storeu_si256((__m256i *)(p), _mm512_cvtps_ph((__m512)(v), _MM_FROUND_TO_NEAREST_INT))
+#define V_I8(p) ((vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p))))
+#define V_U8(p) ((vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p))))
+#define V_U16(p) ((vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))))
 #define V_ROUND(a) ((vi)_mm512_cvtps_epi32((__m512)(a)))
 
 #include "vector.h"

@@ -36,14 +36,6 @@ INLINE vf scale_f16(const uint8_t *p, int half) {
     return V_F16((const uint16_t *)p + half * LANES);
 }
 
-/* LANES bytes at p as int32. */
-INLINE vi widen(const uint8_t *p) {
-    typedef uint8_t vb __attribute__((vector_size(LANES)));
-    vb v;
-    memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, vi);
-}
-
 /* Block j of a unit of a quantized type (j = 0 but for the K types); `type` is a constant. */
 INLINE void unpack(dtype type, const uint8_t *u, int j, int half, block *o) {
     o->d[0] = scale_f16(u, half);
@@ -74,11 +66,11 @@ INLINE void unpack(dtype type, const uint8_t *u, int j, int half, block *o) {
         const uint8_t *body = u + 256 + j * (type == DTYPE_Q4_K ? 256 : 320);
         vi scale, min;
         if (j < 4) {
-            scale = widen(s + j * PANEL) & 63;
-            min = widen(s + (j + 4) * PANEL) & 63;
+            scale = V_U8(s + j * PANEL) & 63;
+            min = V_U8(s + (j + 4) * PANEL) & 63;
         } else {
-            scale = (widen(s + (j + 4) * PANEL) & 15) | (widen(s + (j - 4) * PANEL) >> 6) << 4;
-            min = widen(s + (j + 4) * PANEL) >> 4 | (widen(s + j * PANEL) >> 6) << 4;
+            scale = (V_U8(s + (j + 4) * PANEL) & 15) | (V_U8(s + (j - 4) * PANEL) >> 6) << 4;
+            min = V_U8(s + (j + 4) * PANEL) >> 4 | (V_U8(s + j * PANEL) >> 6) << 4;
         }
         o->d[0] = o->d[0] * to_float(scale);
         o->m = -(scale_f16(u + 32, half) * to_float(min));

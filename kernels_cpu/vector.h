@@ -1,9 +1,10 @@
 /* The loops shared by the vector instruction sets. An including file defines
  *
- *   LANES              floats in a vector (8 or 16); vf, vi, vs: vectors of float, int32, int16
+ *   LANES              floats in a vector (4, 8 or 16); vf, vi: vectors of float, int32
  *   V_SET1F V_SET1I    one number in every lane
  *   V_FMA V_MAX        a*b+c with one rounding; max(a, b) that gives b if either is NaN
  *   V_F16(p)           LANES float16 to float;  V_STORE_F16(p, v) back, nearest even
+ *   V_I8 V_U8 V_U16(p) LANES int8, uint8, uint16 to int32
  *   V_ROUND(v)         to int32, nearest even;  V_ABS as named
  *   QUERIES            queries of one attention tile that fit the registers
  *   TABLE, NAME        the kernels this file provides
@@ -19,7 +20,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
-enum { HALVES = PANEL / LANES, TILE = 32 };
+enum { HALVES = PANEL / LANES /* 1, 2, or quarters */, TILE = 32 };
 
 INLINE vf load_f(const void *p) {
     vf v;
@@ -46,17 +47,11 @@ INLINE vf select_f(vi mask, vf yes, vf no) {
 }
 
 INLINE vf bytes_to_float(const int8_t *p) {
-    typedef int8_t vb __attribute__((vector_size(LANES)));
-    vb v;
-    memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, vf);
+    return to_float(V_I8(p));
 }
 
 INLINE vf bf16_to_float(const void *p) {
-    typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
-    vh v;
-    memcpy(&v, p, sizeof v);
-    return (vf)(__builtin_convertvector(v, vi) << 16);
+    return (vf)(V_U16(p) << 16);
 }
 
 INLINE vf exp_v(vf x) {
