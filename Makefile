@@ -34,12 +34,11 @@ LIBS = $(shell pkg-config --libs $(PKGS)) -fopenmp -lm -lstdc++
 CLI_LIBS = $(shell pkg-config --libs jansson)
 
 ROOMS := weights tokenizer attention kernels_cpu session
-KERNELS_X86 := kernels_cpu/avx2.c kernels_cpu/avx512.c
+KERNELS_x86_64 := kernels_cpu/avx2.c kernels_cpu/avx512.c
+KERNELS_aarch64 := kernels_cpu/neon.c kernels_cpu/neon_dot.c
+KERNELS_ELSEWHERE := $(filter-out $(KERNELS_$(ARCH)),$(KERNELS_x86_64) $(KERNELS_aarch64))
 LIB_SRC := $(wildcard *.c $(ROOMS:%=%/*.c) $(ROOMS:%=%/*.cc))
-LIB_SRC := $(filter-out run.c,$(LIB_SRC))
-ifneq ($(ARCH),x86_64)
-LIB_SRC := $(filter-out $(KERNELS_X86),$(LIB_SRC))
-endif
+LIB_SRC := $(filter-out run.c $(KERNELS_ELSEWHERE),$(LIB_SRC))
 CLI_SRC := run.c $(wildcard cli/*.c)
 LIB_OBJ := $(LIB_SRC:%=$(BUILD)/%.o)
 CLI_OBJ := $(CLI_SRC:%=$(BUILD)/%.o)
@@ -47,8 +46,8 @@ TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 BENCHES := $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help FORCE demo chat deps bench test test-c test-cli test-export test-clients asan ubsan fuzz \
-	format format-check install clean
+.PHONY: all help FORCE demo chat deps bench test test-c test-cli test-export test-clients asan ubsan neon \
+	fuzz format format-check install clean
 all: linnet
 	@command -v nvcc >/dev/null 2>&1 && [ -d kernels_cuda ] || \
 		echo "built for the CPU alone (this version has no CUDA backend yet)"
@@ -80,6 +79,7 @@ $(BUILD)/liblinnet.a: $(LIB_OBJ)
 $(BUILD)/kernels_cpu/avx2.c.o: ISA := -mavx2 -mfma -mf16c
 $(BUILD)/kernels_cpu/avx512.c.o: ISA := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl \
 	-mavx512dq -mavx512vnni -mprefer-vector-width=512
+$(BUILD)/kernels_cpu/neon_dot.c.o: ISA := -march=armv8.2-a+dotprod
 $(BUILD)/%.c.o: %.c
 	@mkdir -p $(@D)
 	$(call QUIET,CC)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(ISA) $(PKG_CFLAGS) -c -o $@ $<
@@ -126,6 +126,9 @@ asan: ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 
 ubsan: ## the C tests under UndefinedBehaviorSanitizer alone (clang)
 	@$(MAKE) --no-print-directory BUILD=build/ubsan CC=clang CXX=clang++ SAN=undefined CFLAGS="-O1 -g" test-c
+
+neon: ## the C tests, cross-built, on an emulated 64-bit ARM machine (installs what that needs)
+	@scripts/neon.sh
 
 fuzz: $(FUZZERS) ## a minute of each fuzz target (clang's libFuzzer)
 	@for f in $(FUZZERS); do echo "$$f"; mkdir -p build/fuzz/corpus/$$(basename $$f); \

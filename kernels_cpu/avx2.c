@@ -24,7 +24,7 @@ typedef int32_t vi __attribute__((vector_size(32)));
 #define V_TOP(a) top_of((__m256i)(a))
 #define V_TOTAL(a) total_of((__m256i)(a))
 #define V_U8(p) ((vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
-#define V_S8(p) ((vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
+#define V_I8(p) ((vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
 #define V_ROUND(a) ((vi)_mm256_cvtps_epi32((__m256)(a)))
 
 /* acc + a.even*b.even + a.odd*b.odd over int16 pairs, in int32 */

@@ -27,7 +27,7 @@ typedef int32_t vi __attribute__((vector_size(64)));
 #define V_TOP(a) _mm512_reduce_max_epi32((__m512i)(a))
 #define V_TOTAL(a) _mm512_reduce_add_epi32((__m512i)(a))
 #define V_U8(p) ((vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p))))
-#define V_S8(p) ((vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p))))
+#define V_I8(p) ((vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p))))
 #define V_ROUND(a) ((vi)_mm512_cvtps_epi32((__m512)(a)))
 
 #include "vector.h"

@@ -1,11 +1,11 @@
 /* The CPU's hot loops behind one table per instruction set.
  *
- * generic.c is the oracle: plain C, one number at a time. avx2.c and avx512.c state a few vector
- * primitives and share the loops of vector.h and products.h. All of them do the same operations on
- * each number in the same order (a vector's lanes are rows of a matrix, positions or head
- * dimensions, never terms of one sum), so every instruction set gives the same bits, and so does
- * every way to cut a prompt into pieces, batches or threads. tests/test_kernels.c holds them to
- * that.
+ * generic.c is the oracle: plain C, one number at a time. avx2.c, avx512.c, neon.c and neon_dot.c
+ * state a few vector primitives and share the loops of vector.h and products.h. All of them do the
+ * same operations on each number in the same order (a vector's lanes are rows of a matrix,
+ * positions or head dimensions, never terms of one sum), so every instruction set gives the same
+ * bits, and so does every way to cut a prompt into pieces, batches or threads.
+ * tests/test_kernels.c holds them to that.
  *
  * ## Packed matrices
  * Weights are repacked at load (pack.c): 16 rows make a panel, a panel's columns are cut into
@@ -146,6 +146,8 @@ linnet_status kernels_select(const char *isa, const kernels **out, linnet_error 
 extern const kernels kernels_generic;
 #ifdef __x86_64__
 extern const kernels kernels_avx2, kernels_avx512;
+#elif defined(__aarch64__)
+extern const kernels kernels_neon, kernels_neon_dot; /* both are named neon */
 #endif
 
 /* pack.c */

@@ -97,8 +97,8 @@ INLINE void unpack(dtype type, const uint8_t *u, const k_scales *k, int j, int h
     case DTYPE_Q6_K: {
         const uint8_t *s = u + 32 + 2 * j * PANEL + half * LANES, *body = u + 288 + j * 384;
         vf d = o->d[0];
-        o->d[0] = d * to_float(V_S8(s));
-        o->d[1] = d * to_float(V_S8(s + PANEL));
+        o->d[0] = d * to_float(V_I8(s));
+        o->d[1] = d * to_float(V_I8(s + PANEL));
         unpack_nibbles(body, half, o->words);
         UNROLL for (int g = 0; g < BLOCK / 4; g++) {
             vi v = load_i(body + 256 + g / 4 * PANEL * 4 + half * sizeof(vi));

@@ -1,11 +1,11 @@
 /* The loops shared by the vector instruction sets. An including file defines
  *
- *   LANES              floats in a vector (8 or 16); vf, vi, vs: vectors of float, int32, int16
+ *   LANES              floats in a vector (4, 8 or 16); vf, vi: vectors of float, int32
  *   V_SET1F V_SET1I    one number in every lane
  *   V_FMA V_MAX        a*b+c with one rounding; max(a, b) that gives b if either is NaN
  *   V_F16(p)           LANES float16 to float;  V_STORE_F16(p, v) back, nearest even
  *   V_ROUND(v)         to int32, nearest even;  V_ABS as named
- *   V_U8(p) V_S8(p)    LANES bytes to int32
+ *   V_U8(p) V_I8(p)    LANES bytes to int32
  *   V_MAXI V_TOP V_TOTAL   the same of int32; the largest and the sum of a vector's lanes
  *   STRIPS             panels whose products share the activations in registers
  *   FLOAT_COLUMNS      columns of a float32 product that fit the registers, with two sums each
@@ -23,7 +23,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
-enum { HALVES = PANEL / LANES, TILE = 32 };
+enum { HALVES = PANEL / LANES /* 1, 2, or quarters */, TILE = 32 };
 
 INLINE vf load_f(const void *p) {
     vf v;
@@ -50,10 +50,7 @@ INLINE vf select_f(vi mask, vf yes, vf no) {
 }
 
 INLINE vf bytes_to_float(const int8_t *p) {
-    typedef int8_t vb __attribute__((vector_size(LANES)));
-    vb v;
-    memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, vf);
+    return to_float(V_I8(p));
 }
 
 INLINE vf exp_v(vf x) {

@@ -1,10 +1,13 @@
 #!/bin/sh
 # Installs what building, testing and exporting need: Debian packages (as root or through sudo) and
 # .venv with export/requirements.txt. Quick when all is there.
+#   scripts/deps.sh            all of that
+#   scripts/deps.sh PACKAGE... these Debian packages alone
 set -eu
 cd "$(dirname "$0")/.."
 packages="gcc g++ libc6-dev pkg-config libgomp1 libsentencepiece-dev libpcre2-dev libjansson-dev
 libcmocka-dev python3 python3-venv python3-pip ca-certificates"
+[ $# -gt 0 ] && packages=$*
 
 missing=""
 for p in $packages; do
@@ -22,7 +25,7 @@ if [ -n "$missing" ]; then
     $sudo apt-get install -y -q --no-install-recommends $missing >/dev/null
 fi
 
-if [ -f export/requirements.txt ] && ! cmp -s export/requirements.txt .venv/requirements.txt; then
+if [ $# -eq 0 ] && [ -f export/requirements.txt ] && ! cmp -s export/requirements.txt .venv/requirements.txt; then
     echo "deps: filling .venv for the exporter"
     rm -rf .venv
     /usr/bin/python3 -m venv .venv

@@ -2,6 +2,7 @@
 # Runs the tests and closes with one line that counts them.
 #   scripts/test.sh             everything: C tests, the command line, the exporter
 #   scripts/test.sh --c FILE... the C tests named and the command line
+# EMULATOR=program: what runs the C tests of another machine.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 passed=0 failed=0 tests=()
@@ -36,7 +37,7 @@ else
     make -s -j"$(nproc)" "${tests[@]}" bench linnet || { echo "0 passed, 1 failed"; exit 1; }
     all=1
 fi
-for t in "${tests[@]}"; do run "$(basename "$t")" "$t"; done
+for t in "${tests[@]}"; do run "$(basename "$t")" ${EMULATOR:+"$EMULATOR"} "$t"; done
 [ -f tests/test_cli.sh ] && run test_cli bash tests/test_cli.sh
 if [ -n "${all:-}" ]; then
     for t in tests/test_export*.py; do

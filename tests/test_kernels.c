@@ -11,10 +11,13 @@ enum { N_TYPES = sizeof types / sizeof *types };
 static const kernels *tables[3];
 
 static void find_tables(void) {
-    static const char *const names[] = {"avx2", "avx512"};
+    static const char *const names[] = {"avx2", "avx512", "neon"};
     int n = 0;
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 3; i++)
         if (kernels_select(names[i], &tables[n], NULL) == LINNET_OK) n++;
+#ifdef __aarch64__
+    if (tables[0] != &kernels_neon) tables[n++] = &kernels_neon; /* runs wherever the better does */
+#endif
     tables[n] = NULL;
 }
 
@@ -580,7 +583,17 @@ static void names_select_kernels(void **state) {
     assert_int_equal(kernels_select("auto", &k, &err), LINNET_OK);
     assert_int_equal(kernels_select("sse9", &k, &err), LINNET_ERR_ARGUMENT);
     assert_non_null(strstr(err.text, "sse9"));
-    assert_int_equal(kernels_select("neon", &k, &err), LINNET_ERR_UNSUPPORTED);
+#ifdef __aarch64__
+    static const char *const elsewhere[] = {"avx2", "avx512"};
+    assert_int_equal(kernels_select("neon", &k, &err), LINNET_OK);
+    assert_string_equal(k->name, "neon");
+#else
+    static const char *const elsewhere[] = {"neon"};
+#endif
+    for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++) {
+        assert_int_equal(kernels_select(elsewhere[i], &k, &err), LINNET_ERR_UNSUPPORTED);
+        assert_non_null(strstr(err.text, elsewhere[i]));
+    }
 }
 
 int main(void) {

@@ -316,7 +316,11 @@ static void options_out_of_range(void **state) {
         {{.threads = -1}, LINNET_ERR_ARGUMENT, "threads is -1"},
         {{.threads = 1025}, LINNET_ERR_ARGUMENT, "threads is 1025"},
         {{.isa = "sse"}, LINNET_ERR_ARGUMENT, "isa 'sse'"},
+#ifdef __aarch64__
+        {{.isa = "avx2"}, LINNET_ERR_UNSUPPORTED, "isa avx2"},
+#else
         {{.isa = "neon"}, LINNET_ERR_UNSUPPORTED, "isa neon"},
+#endif
         {{.backend = "cuda:0"}, LINNET_ERR_UNSUPPORTED, "backend cuda:0"},
         {{.backend = "tpu"}, LINNET_ERR_ARGUMENT, "backend 'tpu'"},
         {{.activations = (linnet_activations)9}, LINNET_ERR_ARGUMENT, "activations is 9"},
