@@ -41,6 +41,9 @@ INLINE void store_quantized(int16_t *q, int i, vi n) {
     _mm_storeu_si128((__m128i *)((int8_t *)q + BLOCK + i), _mm512_cvtepi32_epi8((__m512i)high));
 }
 
+/* Columns whose sums, of two panels, fill the registers that the weights leave. */
+enum { GROUP = 6 };
+
 /* Four columns of a plane, in every lane. */
 INLINE __m512i four(const int8_t *plane, int g) {
     int32_t v;
@@ -50,7 +53,7 @@ INLINE __m512i four(const int8_t *plane, int g) {
 
 /* out[s][c] += groups [from, to) of four columns of block s times one plane of column c. */
 INLINE void add_plane(const block *w, int strips, const int8_t *plane, int n, int from, int to,
-                      vi (*out)[4]) {
+                      vi (*out)[GROUP]) {
     UNROLL for (int g = from; g < to; g++) UNROLL for (int c = 0; c < n; c++) {
         __m512i x = four(plane + c * 2 * BLOCK, g);
         UNROLL for (int s = 0; s < strips; s++) out[s][c] =
@@ -61,10 +64,10 @@ INLINE void add_plane(const block *w, int strips, const int8_t *plane, int n, in
 /* The exact sums over half `half` of the block or (-1) all of it, of `n` columns: 256 high + low -
  * 2^offset sum. The planes of a single column are summed side by side. */
 INLINE void dot_planes(int offset, const block *w, int strips, const activations *x, size_t at,
-                       int n, int half, bool wide, vi (*out)[4]) {
+                       int n, int half, bool wide, vi (*out)[GROUP]) {
     const int8_t *q = (const int8_t *)(x->q + at * BLOCK);
     int from = half == 1 ? 4 : 0, to = half == 0 ? 4 : 8;
-    vi high[STRIPS][4];
+    vi high[STRIPS][GROUP];
     UNROLL for (int s = 0; s < strips; s++) UNROLL for (int c = 0; c < n; c++) high[s][c] =
         V_SET1I(0);
     if (wide) add_plane(w, strips, q + BLOCK, n, from, to, high);
@@ -82,22 +85,30 @@ INLINE void dot_planes(int offset, const block *w, int strips, const activations
 INLINE void add_columns(block_form form, int offset, const block *w, int strips,
                         const activations *x, size_t at, int n, bool wide, size_t c,
                         vf (*acc)[TILE * HALVES]) {
-    vi low[STRIPS][4], high[STRIPS][4];
+    vi low[STRIPS][GROUP], high[STRIPS][GROUP];
     dot_planes(offset, w, strips, x, at, n, form == SCALE_PER_HALF ? 0 : -1, wide, low);
     if (form == SCALE_PER_HALF) dot_planes(offset, w, strips, x, at, n, 1, wide, high);
     UNROLL for (int s = 0; s < strips; s++) UNROLL for (int i = 0; i < n; i++) acc[s][c + i] =
         add_sums(form, &w[s], x, at + i, low[s][i], high[s][i], acc[s][c + i]);
 }
 
+INLINE bool any_wide(const activations *x, size_t at, int n) {
+    bool wide = false;
+    UNROLL for (int c = 0; c < n; c++) wide |= x->wide[at + c];
+    return wide;
+}
+
 INLINE void add_quantized(block_form form, int offset, const block *w, int strips,
                           const activations *x, size_t at, size_t n, bool few,
                           vf (*acc)[TILE * HALVES]) {
     size_t c = 0;
-    for (; !few && c + 4 <= n; c += 4) {
-        uint32_t wide;
-        memcpy(&wide, x->wide + at + c, sizeof wide);
-        add_columns(form, offset, w, strips, x, at + c, 4, wide != 0, c, acc);
-    }
+#define GROUPS_OF(N)                                                                               \
+    for (; !few && c + N <= n; c += N)                                                             \
+    add_columns(form, offset, w, strips, x, at + c, N, any_wide(x, at + c, N), c, acc)
+    GROUPS_OF(GROUP);
+    GROUPS_OF(4);
+    GROUPS_OF(2);
+#undef GROUPS_OF
     UNROLL for (; c < n; c++)
         add_columns(form, offset, w, strips, x, at + c, 1, x->wide[at + c], c, acc);
 }

@@ -236,7 +236,7 @@ INLINE void add_many(dtype type, const block *w, int strips, const activations *
 
 enum {
     FEW = 4,     /* fewer columns wait for memory, more for arithmetic */
-    AHEAD = 8192 /* bytes from a block to the one that is fetched meanwhile */
+    AHEAD = 6144 /* bytes from a block to the one that is fetched meanwhile */
 };
 
 INLINE void fetch(const uint8_t *p, size_t bytes) {
@@ -244,7 +244,7 @@ INLINE void fetch(const uint8_t *p, size_t bytes) {
         __builtin_prefetch(p + i);
 }
 
-/* acc = one tile of up to 32 columns of `strips` (a constant) panels from `panel` on; `few` (a
+/* acc = one tile of up to TILE columns of `strips` (a constant) panels from `panel` on; `few` (a
  * constant): of less than FEW, and then `tile` is a constant too and acc stays in registers. */
 INLINE void gemm_tile(dtype type, bool exact, const matrix *w, const uint8_t *panel, int strips,
                       bool few, const activations *x, size_t c0, size_t tile,

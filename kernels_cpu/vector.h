@@ -23,7 +23,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
-enum { HALVES = PANEL / LANES /* 1, 2, or quarters */, TILE = 32 };
+enum { HALVES = PANEL / LANES /* 1, 2, or quarters */, TILE = 48 };
 
 INLINE vf load_f(const void *p) {
     vf v;
