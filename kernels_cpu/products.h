@@ -255,7 +255,9 @@ INLINE void gemm_tile(dtype type, bool exact, const matrix *w, const uint8_t *pa
         const uint8_t *u = panel + (is_k_type(type) ? b / 8 : b) * unit;
         int j = is_k_type(type) ? (int)(b % 8) : 0;
         size_t at = b * x->n + c0;
-        if (few && !j) fetch(u + AHEAD, unit);
+        if (!c0 && !j) /* with strips, the same block of the next ones */
+            UNROLL for (int s = 0; s < strips; s++) fetch(
+                u + s * w->panel_bytes + (strips > 1 ? STRIPS * w->panel_bytes : AHEAD), unit);
         if ((type == DTYPE_Q4_K || type == DTYPE_Q5_K) && !j)
             UNROLL for (int s = 0; s < strips; s++)
                 unpack_scales(u + s * w->panel_bytes + 64, &scales[s]);

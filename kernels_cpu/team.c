@@ -235,23 +235,27 @@ phase phase_begin(team *t, int thread, size_t n) {
     return (phase){.team = t, .slot = slot, .n = n, .thread = thread, .share = thread};
 }
 
-/* Adds one to a counter that may be stamped with an older run, as long as it is below `limit`; the
+/* Adds n to a counter that may be stamped with an older run, as long as it is below `limit`; the
  * value before, or `limit`. */
-static uint64_t count(_Atomic uint64_t *c, uint32_t run, uint64_t limit) {
+static uint64_t count(_Atomic uint64_t *c, uint32_t run, uint64_t n, uint64_t limit) {
     uint64_t zero = (uint64_t)run << 32, v = atomic_load_explicit(c, memory_order_relaxed), base;
     do {
         base = v >> 32 == run ? v : zero;
         if (base - zero >= limit) return limit;
-    } while (!atomic_compare_exchange_weak_explicit(c, &v, base + 1, memory_order_acq_rel,
+    } while (!atomic_compare_exchange_weak_explicit(c, &v, base + n, memory_order_acq_rel,
                                                     memory_order_relaxed));
     return base - zero;
 }
 
-static void finish_piece(phase *p) {
-    size_t total = 0, from, to;
+/* Tells the others of the pieces that this thread has finished: once for its whole share, since
+ * every time takes the counter from another core. */
+static void tell_finished(phase *p) {
+    size_t total = 0, from, to, n = p->finished;
+    if (!n) return;
+    p->finished = 0;
     for (int i = 0; i < p->team->size; i++)
         total += share_of(p, i, &from, &to);
-    if (count(&p->slot->done.pieces, p->team->run, total) + 1 < total) return;
+    if (count(&p->slot->done.pieces, p->team->run, n, total) + n < total) return;
     atomic_store(&p->slot->end, p->team->run);
     if (atomic_load(&p->slot->sleepers)) futex_wake_all(&p->slot->end);
 }
@@ -276,16 +280,17 @@ bool phase_next(phase *p) {
         p->to = p->n;
         return first;
     }
-    if (p->busy) finish_piece(p);
+    p->finished += p->busy;
     p->busy = false;
     for (int tried = 0; tried < p->team->size; tried++) {
         size_t from, to, pieces = share_of(p, p->share, &from, &to);
-        uint64_t c = count(&p->slot->taken[p->share].pieces, p->team->run, pieces);
+        uint64_t c = count(&p->slot->taken[p->share].pieces, p->team->run, 1, pieces);
         if (c < pieces) {
             p->from = from + (to - from) * c / pieces;
             p->to = from + (to - from) * (c + 1) / pieces;
             return p->busy = true;
         }
+        tell_finished(p);
         p->share = (p->share + 1) % p->team->size;
     }
     wait_for_end(p);

@@ -39,6 +39,7 @@ typedef struct {
     size_t n, from, to;
     int thread, share; /* whose share is being taken from */
     bool busy;         /* [from, to) is in hand */
+    size_t finished;   /* pieces that the others do not know of yet */
 } phase;
 
 /* Every thread of a run begins the same phases in the same order. */

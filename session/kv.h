@@ -20,13 +20,15 @@ typedef struct {
 } kv_layout;
 
 typedef struct kv_page kv_page;
+typedef struct kv_slab kv_slab;
 
 typedef struct {
     kv_layout layout;
     kv_page *
         *pages; /* page i holds positions [64 i, 64 i + 64); NULL: dropped, out of every window */
     size_t n_pages, cap;
-    size_t held; /* pages that are not NULL */
+    size_t held;   /* pages that are not NULL */
+    kv_slab *slab; /* what the next page is cut from, or NULL */
 } kv_cache;
 
 /* Fills in `at`, from heads and head_dim. */

@@ -382,12 +382,54 @@ static void forks_on_threads(void **state) {
         assert_int_equal(branches[i].wrong, 0);
 }
 
+/* Large pages are cut from slabs, which a fork keeps alive; small ones are not. */
+static void large_pages_are_cut_from_slabs(void **state) {
+    (void)state;
+    enum { HEADS = 8, DIM = 512, N = 30 * PAGE }; /* 4 MB a page, 8 to a slab */
+    kv_cache small = make_cache(KV_F16, 1, 1, 64), c = make_cache(KV_F32, 2, HEADS, DIM),
+             fork = {0};
+    float k[DIM], v[DIM];
+    linnet_error err;
+    grow(&small, 0, PAGE);
+    assert_null(small.slab);
+    kv_free(&small);
+    for (size_t at = 0; at < N; at += PAGE) {
+        grow(&c, at, at + PAGE);
+        for (size_t i = 0; i < DIM; i++)
+            k[i] = v[i] = 0;
+        kv_read(&c, at + 5, 1, HEADS - 1, k, v);
+        for (size_t i = 0; i < DIM; i++)
+            assert_true(k[i] == 0 && v[i] == 0);
+        for (size_t i = 0; i < DIM; i++)
+            k[i] = (float)(at + i), v[i] = -k[i];
+        kv_write(&c, &kernels_generic, at + 5, 1, HEADS - 1, k, v);
+    }
+    assert_non_null(c.slab);
+    assert_int_equal(kv_fork(&c, &fork, &err), LINNET_OK);
+    assert_null(fork.slab);
+    kv_truncate(&c, 3 * PAGE);
+    grow(&c, 3 * PAGE, 5 * PAGE); /* of the newest slab, whose pages the fork still has */
+    kv_free(&c);
+    grow(&fork, N - 1, N + 1); /* a copy and a new page, from a slab of its own */
+    assert_non_null(fork.slab);
+    for (size_t at = 0; at < N; at += PAGE) {
+        kv_read(&fork, at + 5, 1, HEADS - 1, k, v);
+        for (size_t i = 0; i < DIM; i++)
+            assert_true(k[i] == (float)(at + i) && v[i] == -k[i]);
+    }
+    kv_free(&fork);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(layouts_round_trip),        cmocka_unit_test(pages_are_added_as_needed),
-        cmocka_unit_test(forks_share_until_written), cmocka_unit_test(old_pages_are_dropped),
-        cmocka_unit_test(pinned_pages_stay),         cmocka_unit_test(random_histories),
+        cmocka_unit_test(layouts_round_trip),
+        cmocka_unit_test(pages_are_added_as_needed),
+        cmocka_unit_test(forks_share_until_written),
+        cmocka_unit_test(old_pages_are_dropped),
+        cmocka_unit_test(pinned_pages_stay),
+        cmocka_unit_test(random_histories),
         cmocka_unit_test(forks_on_threads),
+        cmocka_unit_test(large_pages_are_cut_from_slabs),
     };
     return cmocka_run_group_tests_name("kv", tests, NULL, NULL);
 }
