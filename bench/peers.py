@@ -126,9 +126,8 @@ def describe(args):
             cpu = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), "")
     except OSError:
         pass
-    commit = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], stdout=subprocess.PIPE,
-                            stderr=subprocess.DEVNULL, text=True).stdout.strip()
-    return {"who": "setup", "cpu": cpu or platform.machine(), "processors": os.cpu_count(), "linnet": commit or "unknown",
+    _, row = linnet(args, args.models[0], Test("pp1"), 1)  # which says what it was built of
+    return {"who": "setup", "cpu": cpu or platform.machine(), "processors": os.cpu_count(), "linnet": row["build_commit"],
             "system": f"{platform.system()} {platform.release()}", "llama": args.llama_name,
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat()}
 

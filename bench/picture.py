@@ -224,7 +224,7 @@ def draw(setup, samples):
     lines = max((n.count(", ") for _, b in panels for n, *_ in b), default=0)
     second = TOP + HEIGHT + 88 + 13 * lines if panels else TOP  # top of the curves
     height = (second + HEIGHT + 80) if curves else TOP + HEIGHT + 60 + 13 * lines
-    svg = Svg(max(24 + sum(w + GAP for w in widths), curves and WIDTH + GAP + 90 + 7.4 * names, 640), height)
+    svg = Svg(max(24 + sum(w + GAP for w in widths), (WIDTH + GAP + 90 + 7.4 * names) * bool(curves), 640), height)
     svg.text(20, 30, "Decoding speed, linnet and llama.cpp", 17, "start", font_weight="bold")
     x = 20.0
     for color, label in ((LINNET, "linnet"), (LLAMA, "llama.cpp"), (None, "limit: memory speed / bytes of weights")):
