@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs the tests and closes with one line that counts them.
-#   scripts/test.sh             everything: C tests, the command line, the exporter
+#   scripts/test.sh             everything: C tests, the command line, the exporter, bench/
 #   scripts/test.sh --c FILE... the C tests named and the command line
 # EMULATOR=program: what runs the C tests of another machine.
 set -u
@@ -40,7 +40,7 @@ fi
 for t in "${tests[@]}"; do run "$(basename "$t")" ${EMULATOR:+"$EMULATOR"} "$t"; done
 [ -f tests/test_cli.sh ] && run test_cli bash tests/test_cli.sh
 if [ -n "${all:-}" ]; then
-    for t in tests/test_export*.py; do
+    for t in tests/test_*.py; do
         t=$(basename "$t" .py)
         run "$t" .venv/bin/python -m unittest -v "tests.$t"
     done
