@@ -216,21 +216,6 @@ static float dot(const float *a, const float *b, int n) {
     return sum_lanes(lanes);
 }
 
-/* out = exp(sign u - max(sign u)), divided by its sum if `normalize`. */
-static void exp_half(const kernels *k, const float *u, int n, float sign, bool normalize,
-                     float *out) {
-    float max = sign * u[0], lanes[16] = {0};
-    for (int i = 1; i < n; i++)
-        max = sign * u[i] > max ? sign * u[i] : max;
-    k->exp_shifted(out, u, sign, max, (size_t)n);
-    if (!normalize) return;
-    for (int i = 0; i < n; i++)
-        lanes[i % 16] += out[i];
-    float sum = sum_lanes(lanes);
-    for (int i = 0; i < n; i++)
-        out[i] /= sum;
-}
-
 /* phi [features] of x [head_dim] by head h's map; the clamp to eps is last. */
 static void featurize(const pass *p, const lolcats_weights *w, const learned *m, int h,
                       const float *x, float *phi) {
@@ -254,8 +239,8 @@ static void featurize(const pass *p, const lolcats_weights *w, const learned *m,
     switch (w->map) {
     case SOFTMAX_DIM:
     case EXP_DIM:
-        exp_half(k, u, w->width, 1, w->map == SOFTMAX_DIM, phi);
-        if (w->full_space) exp_half(k, u, w->width, -1, w->map == SOFTMAX_DIM, phi + width);
+        k->softmax(phi, u, 1, width, w->map == SOFTMAX_DIM);
+        if (w->full_space) k->softmax(phi + width, u, -1, width, w->map == SOFTMAX_DIM);
         break;
     case POS_ELU: /* 1 + elu(u) */
         k->exp_shifted(phi, u, 1, 0, width);

@@ -181,6 +181,19 @@ static void exp_shifted(float *out, const float *x, float sign, float shift, siz
         out[i] = exp_f32(sign * x[i] - shift);
 }
 
+static void softmax(float *out, const float *x, float sign, size_t n, bool normalize) {
+    float max = sign * x[0], lanes[16] = {0};
+    for (size_t i = 1; i < n; i++)
+        max = sign * x[i] > max ? sign * x[i] : max;
+    exp_shifted(out, x, sign, max, n);
+    if (!normalize) return;
+    for (size_t i = 0; i < n; i++)
+        lanes[i % 16] += out[i];
+    float sum = fold(lanes);
+    for (size_t i = 0; i < n; i++)
+        out[i] /= sum;
+}
+
 static void add_rows(float *out, const float *x, const float *m, size_t rows, size_t cols) {
     for (size_t r = 0; r < rows; r++, m += cols)
         for (size_t c = 0; c < cols; c++)
@@ -274,6 +287,7 @@ const kernels kernels_generic = {
     .gelu = gelu,
     .to_f16 = to_f16,
     .exp_shifted = exp_shifted,
+    .softmax = softmax,
     .add_rows = add_rows,
     .add_outer = add_outer,
     .l2_norm = l2_norm,

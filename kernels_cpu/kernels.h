@@ -118,6 +118,8 @@ typedef struct {
     void (*to_f16)(uint16_t *out, const float *x, size_t n);
     void (*exp_shifted)(float *out, const float *x, float sign, float shift,
                         size_t n); /* exp(sign x - shift), sign 1 or -1 */
+    /* out = exp(sign x - max(sign x)), divided by its sum (as in rms_norm) if `normalize`. */
+    void (*softmax)(float *out, const float *x, float sign, size_t n, bool normalize);
     /* out[c] += sum_r x[r] m[r][c], m [rows, cols]; terms in order of r, one rounding each. */
     void (*add_rows)(float *out, const float *x, const float *m, size_t rows, size_t cols);
     /* m[r][c] += x[r] y[c], one rounding. */

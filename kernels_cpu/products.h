@@ -395,6 +395,7 @@ const kernels TABLE = {
     .gelu = gelu,
     .to_f16 = to_f16,
     .exp_shifted = exp_shifted,
+    .softmax = softmax,
     .add_rows = add_rows,
     .add_outer = add_outer,
     .l2_norm = l2_norm,

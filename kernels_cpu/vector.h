@@ -347,6 +347,31 @@ static void exp_shifted(float *out, const float *x, float sign, float shift, siz
         out[i] = exp_f32(sign * x[i] - shift);
 }
 
+static void softmax(float *out, const float *x, float sign, size_t n, bool normalize) {
+    vf most = V_SET1F(-INFINITY), lanes[HALVES];
+    float max = sign * x[0], each[LANES], rest[16];
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        most = V_MAX(load_f(x + i) * V_SET1F(sign), most);
+    memcpy(each, &most, sizeof most);
+    for (int l = 0; l < LANES; l++)
+        max = each[l] > max ? each[l] : max;
+    for (; i < n; i++)
+        max = sign * x[i] > max ? sign * x[i] : max;
+    exp_shifted(out, x, sign, max, n);
+    if (!normalize) return;
+    memset(lanes, 0, sizeof lanes);
+    FOR_VECTORS(n, at) for (int h = 0; h < HALVES; h++) lanes[h] += load_f(out + at + h * LANES);
+    tail(out, n, rest);
+    for (int h = 0; h < HALVES; h++)
+        lanes[h] += load_f(rest + h * LANES);
+    float sum = fold(lanes);
+    for (i = 0; i + LANES <= n; i += LANES)
+        store_f(out + i, load_f(out + i) / V_SET1F(sum));
+    for (; i < n; i++)
+        out[i] /= sum;
+}
+
 /* `width` vectors of columns at a time stay in registers while the rows pass. */
 INLINE size_t add_rows_of(size_t width, size_t c, float *out, const float *x, const float *m,
                           size_t rows, size_t cols) {

@@ -489,6 +489,20 @@ static void state_kernels_equal_generic_and_float64(void **state) {
                 assert_memory_equal(second, outer, n * sizeof *outer);
                 for (size_t i = 0; i < n; i++)
                     assert_true(fabs(outer[i] - exp(sign * m[i] - 0.75)) <= 4e-7);
+                for (int normalize = 0; normalize < 2; normalize++) {
+                    double max = -INFINITY, total = 0;
+                    kernels_generic.softmax(outer, m, (float)sign, n, normalize);
+                    tables[t]->softmax(second, m, (float)sign, n, normalize);
+                    assert_memory_equal(second, outer, n * sizeof *outer);
+                    for (size_t i = 0; i < n; i++)
+                        max = fmax(max, sign * (double)m[i]);
+                    for (size_t i = 0; i < n; i++)
+                        total += exp(sign * m[i] - max);
+                    for (size_t i = 0; i < n; i++) {
+                        double e = exp(sign * m[i] - max) / (normalize ? total : 1);
+                        assert_true(fabs(outer[i] - e) <= 2e-6 * e);
+                    }
+                }
             }
         }
         free(m), free(x), free(y), free(sum), free(other), free(outer), free(second);
