@@ -235,8 +235,10 @@ INLINE void add_many(dtype type, const block *w, int strips, const activations *
 }
 
 enum {
-    FEW = 4,     /* fewer columns wait for memory, more for arithmetic */
-    AHEAD = 6144 /* bytes from a block to the one that is fetched meanwhile */
+    FEW = 4, /* fewer columns wait for memory, more for arithmetic */
+    /* bytes from a block to the one that is fetched meanwhile, as measured */
+    AHEAD = 8192,
+    AHEAD_FLOATS = 6144
 };
 
 INLINE void fetch(const uint8_t *p, size_t bytes) {
@@ -250,14 +252,17 @@ INLINE void gemm_tile(dtype type, bool exact, const matrix *w, const uint8_t *pa
                       bool few, const activations *x, size_t c0, size_t tile,
                       vf (*acc)[TILE * HALVES]) {
     size_t unit = packed_block_bytes(type), blocks = (w->cols + BLOCK - 1) / BLOCK;
+    /* with strips, the same block of the next ones */
+    size_t ahead = strips > 1            ? STRIPS * w->panel_bytes
+                   : is_float_type(type) ? AHEAD_FLOATS
+                                         : AHEAD;
     k_scales scales[STRIPS];
     for (size_t b = 0; b < blocks; b++) {
         const uint8_t *u = panel + (is_k_type(type) ? b / 8 : b) * unit;
         int j = is_k_type(type) ? (int)(b % 8) : 0;
         size_t at = b * x->n + c0;
-        if (!c0 && !j) /* with strips, the same block of the next ones */
-            UNROLL for (int s = 0; s < strips; s++) fetch(
-                u + s * w->panel_bytes + (strips > 1 ? STRIPS * w->panel_bytes : AHEAD), unit);
+        if (!c0 && !j)
+            UNROLL for (int s = 0; s < strips; s++) fetch(u + s * w->panel_bytes + ahead, unit);
         if ((type == DTYPE_Q4_K || type == DTYPE_Q5_K) && !j)
             UNROLL for (int s = 0; s < strips; s++)
                 unpack_scales(u + s * w->panel_bytes + 64, &scales[s]);
