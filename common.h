@@ -7,6 +7,14 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#ifdef __cplusplus /* the same types, in C++'s words */
+#include <atomic>
+using std::atomic_bool;
+using std::atomic_size_t;
+using std::atomic_uint_fast64_t;
+#else
+#include <stdatomic.h>
+#endif
 
 /* Fills *err (if not NULL) and returns `code`, so that `return fail(err, LINNET_ERR_IO, ...)` reads
  * as one thought. */

@@ -62,7 +62,7 @@ typedef enum { LINNET_KV_F16 = 0, LINNET_KV_F32, LINNET_KV_Q8_0 } linnet_kv_type
 typedef struct {
     int threads;         /* team size; 0 = physical cores */
     const char *isa;     /* "auto" (or NULL), "generic", "avx2", "avx512" */
-    const char *backend; /* "auto" (or NULL), "cpu" */
+    const char *backend; /* "auto" (or NULL: CUDA if it can), "cpu", "cuda", "cuda:N" */
     bool no_mmap;        /* read the file instead of mapping it */
     bool metadata_only;  /* no weights: info and tokenizer work, sessions do not */
     linnet_activations activations;
@@ -75,13 +75,13 @@ linnet_status linnet_model_open(linnet_model **out, const char *path,
 /* NULL is allowed. Sessions that are left can only be freed: all else on them is an error. */
 void linnet_model_close(linnet_model *model);
 typedef struct {
-    const char *architecture;  /* "llama", "qwen2", ... */
-    const char *name;          /* general.name or "" */
-    const char *tokenizer;     /* "bpe/smollm", "sentencepiece", "none" */
-    const char *chat_template; /* "chatml", ...; "unknown": present, not recognised; "none" */
-    const char *isa;           /* the kernels in use; "none" when opened with metadata_only */
-    int threads;
-    int n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff; /* heads: of the first layer */
+    const char *architecture;   /* "llama", "qwen2", ... */
+    const char *name;           /* general.name or "" */
+    const char *tokenizer;      /* "bpe/smollm", "sentencepiece", "none" */
+    const char *chat_template;  /* "chatml", ...; "unknown": present, not recognised; "none" */
+    const char *isa;            /* the kernels in use; of the CPU; or "none" */
+    const char *backend, *note; /* "cpu", "cuda:0 (NVIDIA H200)"; why auto took the CPU, or "" */
+    int threads, n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff; /* heads: first layer's */
     int n_vocab;       /* tokens in the vocabulary (0 without one) */
     int n_rows;        /* rows of the output matrix = floats per row of logits */
     int n_ctx_train;   /* trained context length */

@@ -77,7 +77,7 @@ linnet_status load_matrix(loader *l, int layer, const char *name, size_t rows_to
     out->cols = cols;
     l->model->widest = max_size(l->model->widest, cols);
     out->type = (dtype)t->type;
-    out->panel_bytes = packed_panel_bytes(out->type, cols);
+    out->panel_bytes = l->model->backend->ops->panel_bytes(out->type, cols);
     size_t bytes;
     if (!mul_size(out->panel_bytes, (rows + PANEL - 1) / PANEL, &bytes))
         return fail(err, LINNET_ERR_FORMAT, "%s: tensor %s is too large", gguf_path(l->model->file),
@@ -332,10 +332,11 @@ static linnet_status fill_arena(loader *l, linnet_error *err) {
     madvise(m->arena, m->arena_bytes, MADV_HUGEPAGE);
     m->arena_used = 0;
     l->fill = true;
-    if (!(l->packer = packer_new(m->file, m->team)))
+    if (!(l->packer = packer_new(m->file, m->backend->ops, m->team)))
         return fail(err, LINNET_ERR_MEMORY, "no memory for a list of matrices");
     linnet_status s = load_all(l, err);
     if (!s) s = packer_run(l->packer, l->progress, l->user, err);
+    if (!s && (s = m->backend->ops->prepare(m->backend, m, err))) m->declined = true;
     packer_free(l->packer);
     return s;
 }
@@ -348,6 +349,8 @@ static linnet_status load_weights(linnet_model *m, const linnet_model_options *o
     linnet_status s = load_all(&l, err);
     if (!s) s = refuse_unused(&l, err);
     if (!s) s = plan_state(m, err);
+    if (!s && !o->metadata_only && (s = m->backend->ops->fits(m->backend, m, m->arena_used, err)))
+        m->declined = true;
     if (!s && !o->metadata_only) s = fill_arena(&l, err);
     free(l.used);
     return s;
@@ -363,6 +366,8 @@ static void fill_info(linnet_model *m, const char *arch) {
     i->name = m->name;
     i->tokenizer = m->tok ? tokenizer_name(m->tok) : "none";
     i->isa = m->kernels ? m->kernels->name : "none";
+    i->backend = m->backend->name;
+    i->note = m->note;
     i->threads = m->team ? team_size(m->team) : 0;
     i->n_layers = c->n_layers;
     i->n_embd = c->n_embd;
@@ -405,7 +410,7 @@ static linnet_status open_parts(linnet_model *m, const char *path, const linnet_
             "%s: a vocabulary without weights: only tokenize, detokenize and info can use it",
             path);
     if (!o->metadata_only) {
-        if ((s = kernels_select(o->isa, &m->kernels, err))) return s;
+        if (m->backend == &backend_cpu && (s = kernels_select(o->isa, &m->kernels, err))) return s;
         int threads = o->threads ? o->threads : team_default_size();
         if ((s = team_new(&m->team, threads, err))) return s;
     }
@@ -425,6 +430,7 @@ static linnet_status open_parts(linnet_model *m, const char *path, const linnet_
                         "output matrix",
                         path, tokenizer_n_vocab(m->tok), m->cfg.n_rows);
     }
+    m->loaded = !s && !o->metadata_only;
     if (!s) fill_info(m, arch);
     return s;
 }
@@ -435,13 +441,30 @@ static linnet_status check_options(const linnet_model_options *o, linnet_error *
     if (o->activations < LINNET_ACT_AUTO || o->activations > LINNET_ACT_Q8)
         return fail(err, LINNET_ERR_ARGUMENT, "activations is %d, not one of linnet_activations",
                     (int)o->activations);
-    if (o->backend && strcmp(o->backend, "auto") && strcmp(o->backend, "cpu"))
-        return fail(err,
-                    strncmp(o->backend, "cuda", 4) ? LINNET_ERR_ARGUMENT : LINNET_ERR_UNSUPPORTED,
-                    strncmp(o->backend, "cuda", 4) ? "backend '%s': expected auto or cpu"
-                                                   : "backend %s: this build has no CUDA backend",
-                    o->backend);
     return LINNET_OK;
+}
+
+/* One try. With `note` a backend that cannot be opened, or that this model does not fit, says why
+ * there: another may be tried. */
+static linnet_status open_on(linnet_model **out, const char *path, const linnet_model_options *o,
+                             const char *name, linnet_error *note, linnet_error *err) {
+    linnet_model *m = calloc(1, sizeof *m);
+    linnet_error why;
+    if (!m) return fail(err, LINNET_ERR_MEMORY, "no memory for a model");
+    atomic_init(&m->owners, 1);
+    linnet_status s = backend_open(name, &m->backend, &why);
+    m->declined = s;
+    if (s) m->backend = &backend_cpu;
+    if (!s) s = open_parts(m, path, o, &why);
+    if (s && note && m->declined)
+        *note = why;
+    else if (s)
+        fail(err, s, "%s", why.text);
+    if (s)
+        linnet_model_close(m);
+    else
+        *out = m;
+    return s;
 }
 
 linnet_status linnet_model_open(linnet_model **out, const char *path,
@@ -452,13 +475,15 @@ linnet_status linnet_model_open(linnet_model **out, const char *path,
     *out = NULL;
     linnet_status s = check_options(&o, err);
     if (s) return s;
-    linnet_model *m = calloc(1, sizeof *m);
-    if (!m) return fail(err, LINNET_ERR_MEMORY, "no memory for a model");
-    atomic_init(&m->owners, 1);
-    if ((s = open_parts(m, path, &o, err)))
-        linnet_model_close(m);
-    else
-        *out = m;
+    const char *backend = o.backend ? o.backend : "auto";
+    bool any = !strcmp(backend, "auto");
+    linnet_error note = {0};
+    if (o.metadata_only || (any && !backend_has_cuda()))
+        return open_on(out, path, &o, "cpu", NULL, err);
+    s = open_on(out, path, &o, any ? "cuda" : backend, any ? &note : NULL, err);
+    if (!any || !s || !note.code) return s;
+    if (!(s = open_on(out, path, &o, "cpu", NULL, err)))
+        snprintf((*out)->note, sizeof(*out)->note, "%s", note.text);
     return s;
 }
 
@@ -475,11 +500,12 @@ void model_release(linnet_model *m) {
     free(m->layers);
     free(m->kv_slots);
     free(m->cfg.rope_freq);
-    scratch_free(m->scratch);
+    m->backend->ops->forget(m->backend, m);
     if (m->arena) munmap(m->arena, m->arena_bytes);
     team_free(m->team);
     tokenizer_free(m->tok);
     gguf_close(m->file);
+    m->backend->ops->close(m->backend);
     free(m);
 }
 
@@ -590,7 +616,7 @@ kv_kind model_kv_kind(const linnet_model *m, linnet_kv_type kv) {
 }
 
 uint64_t linnet_model_activation_bytes(const linnet_model *m) {
-    return m->layers ? forward_activation_bytes(m, PIECE) : 0;
+    return m->layers ? m->backend->ops->activation_bytes(m, PIECE) : 0;
 }
 
 const char *linnet_model_tensor(const linnet_model *m, size_t i, const char **dtype,

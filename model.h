@@ -13,14 +13,13 @@
 #define MODEL_H
 
 #include "attention/mixer.h"
+#include "backend.h"
 #include "kernels_cpu/kernels.h"
 #include "kernels_cpu/packer.h"
 #include "kernels_cpu/team.h"
 #include "session/kv.h"
 #include "tokenizer/chat.h"
 #include "tokenizer/tokenizer.h"
-
-#include <stdatomic.h>
 
 /* Caps on what a file may ask for; config_validate holds every number to them. */
 enum {
@@ -149,16 +148,20 @@ struct linnet_model {
     const gguf_tensor *embedding, *positions;
     linnet_model_info info;
     linnet_activations act;
-    const kernels *kernels; /* NULL when opened with metadata_only */
-    team *team;
-    scratch *scratch;
+    bool loaded;   /* weights are there: not opened with metadata_only */
+    bool declined; /* the backend could not be opened, or has no room for this model */
+    struct backend *backend;
+    void *prepared;                /* what the backend keeps for this model, if not the CPU */
+    const struct kernels *kernels; /* of the CPU; NULL when another computes, and if not loaded */
+    struct team *team;
+    struct scratch *scratch;
     uint8_t *arena; /* all packed matrices and vectors: one anonymous mapping */
     size_t arena_bytes, arena_used;
-    char arch[64], name[128]; /* what info points to */
-    atomic_size_t owners;     /* the caller until it closes the model, and every session */
-    atomic_bool closed;       /* sessions that are left can only be freed */
-    bool identified;          /* identity is there; guarded by the team's lock */
-    uint64_t identity[2];     /* of the config, of the weights: see model_identity */
+    char arch[64], name[128], note[sizeof((linnet_error *)0)->text]; /* what info points to */
+    atomic_size_t owners; /* the caller until it closes the model, and every session */
+    atomic_bool closed;   /* sessions that are left can only be freed */
+    bool identified;      /* identity is there; guarded by the team's lock */
+    uint64_t identity[2]; /* of the config, of the weights: see model_identity */
 };
 
 const tokenizer *model_tokenizer(const linnet_model *model); /* NULL: no vocabulary */
@@ -189,8 +192,8 @@ void model_release(linnet_model *m); /* one owner less; the last one frees it */
 struct loader {
     linnet_model *model;
     bool fill;
-    bool *used;     /* per tensor of the file: something asked for it */
-    packer *packer; /* of the second run */
+    bool *used;            /* per tensor of the file: something asked for it */
+    struct packer *packer; /* of the second run */
     linnet_progress_fn progress;
     void *user;
 };

@@ -12,23 +12,13 @@
  * prefill and decode give the same bits. */
 #include "../kernels_cpu/exp.h"
 #include "../kernels_cpu/pass.h"
+#include "weights.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { COLUMNS = 32, MAX_TAPS = MAX_DELTA_CONV };
-
-typedef struct {
-    matrix w_qkv, w_gate, w_beta, w_alpha, w_out; /* rows 0: the layer has none */
-    bool joint;  /* w_beta has both: per q/k head the rows of beta, then of alpha (Qwen3-Next) */
-    float *conv; /* [taps, channels] or NULL */
-    float *conv_bias;           /* [channels] or NULL */
-    float *log_decay, *dt_bias; /* [n_value_heads] -exp(A_log), or NULL */
-    float *norm;                /* [value_dim] */
-    size_t taps;                /* of the convolution, 1 without */
-    bool has_conv, has_conv_bias;
-} delta_weights;
 
 /* Sizes of a layer, and where its scratch lies in p->work. */
 typedef struct {
@@ -331,6 +321,7 @@ static void forward(pass *p, int layer, int thread) {
 }
 
 const mixer_ops mixer_delta_net = {
+    .kind = MIXER_DELTA_NET,
     .name = "delta_net",
     .load = load_plain,
     .state_bytes = state_bytes,
@@ -339,6 +330,7 @@ const mixer_ops mixer_delta_net = {
 };
 
 const mixer_ops mixer_gated_delta_net = {
+    .kind = MIXER_GATED_DELTA_NET,
     .name = "gated_delta_net",
     .load = load_gated,
     .state_bytes = state_bytes,

@@ -24,33 +24,13 @@
  * taken in order, one head by one thread, so that prefill does what decoding does, bit for bit. */
 #include "../kernels_cpu/exp.h"
 #include "../kernels_cpu/pass.h"
+#include "weights.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_FEATURES = 1024 /* learned ones of a head; also an adapter's inner width */ };
-
-typedef enum { SOFTMAX_DIM, EXP_DIM, POS_ELU, RELU, N_FEATURE_MAPS } feature_map;
 static const char *const feature_map_names[] = {"softmax_dim", "exp_dim", "pos_elu", "relu"};
-
-/* Learned part of a map, u = f(x). Einsum: u = layer^T x + bias (+ x). Adapter:
- * u = x + up^T relu(down^T x + down_bias) + up_bias. */
-typedef struct {
-    float *layer, *bias;                    /* [heads][head_dim][width]; [heads] or NULL */
-    float *down, *down_bias, *up, *up_bias; /* [heads][head_dim][rank], [heads][rank], and back */
-} learned;
-
-typedef struct {
-    matrix wq, wk, wv, wo;
-    learned q, k;
-    float *gamma, *lambda; /* [heads]; no lambda: 1 */
-    feature_map map;
-    bool full_space, skip, tied;
-    float eps;
-    int width, rank; /* of u; of the adapter, 0: einsum */
-    int features;
-} lolcats_weights;
 
 /* ---- Loading ------------------------------------------------------------------------------------
  */
@@ -66,8 +46,10 @@ static linnet_status read_options(const loader *l, int layer, lolcats_weights *w
     linnet_status s;
     w->full_space = true;
     if ((s = gguf_get_str(g, map_key, true, &name, err)) ||
-        (s = gguf_get_int(g, "linnet.lolcats.feature_dim", true, 1, MAX_FEATURES, &width, err)) ||
-        (s = gguf_get_int(g, "linnet.lolcats.adapter_rank", false, 0, MAX_FEATURES, &rank, err)) ||
+        (s = gguf_get_int(g, "linnet.lolcats.feature_dim", true, 1, LOLCATS_MAX_FEATURES, &width,
+                          err)) ||
+        (s = gguf_get_int(g, "linnet.lolcats.adapter_rank", false, 0, LOLCATS_MAX_FEATURES, &rank,
+                          err)) ||
         (s = gguf_get_float(g, "linnet.lolcats.eps", false, &eps, err)) ||
         (s = gguf_get_bool(g, "linnet.lolcats.full_space", false, &w->full_space, err)) ||
         (s = gguf_get_bool(g, "linnet.lolcats.skip", false, &w->skip, err)) ||
@@ -222,7 +204,7 @@ static void featurize(const pass *p, const lolcats_weights *w, const learned *m,
     const kernels *k = p->k;
     size_t d = (size_t)p->m->cfg.head_dim, width = (size_t)w->width, rank = (size_t)w->rank;
     size_t head = (size_t)h;
-    float u[MAX_FEATURES], inner[MAX_FEATURES];
+    float u[LOLCATS_MAX_FEATURES], inner[LOLCATS_MAX_FEATURES];
     if (rank) {
         memcpy(inner, m->down_bias + head * rank, rank * sizeof *inner);
         k->add_rows(inner, x, m->down + head * d * rank, d, rank);
@@ -292,7 +274,7 @@ static head head_of(pass *p, const lolcats_weights *w, int layer, size_t row, in
 }
 
 static void add_key(const head *a, const float *key, const float *value) {
-    float phi[2 * MAX_FEATURES];
+    float phi[2 * LOLCATS_MAX_FEATURES];
     size_t f = (size_t)a->w->features;
     featurize(a->p, a->w, &a->w->k, a->h, key, phi);
     a->p->k->add_outer(a->S, phi, value, f, (size_t)a->p->m->cfg.head_dim);
@@ -316,7 +298,7 @@ static void fold_to(const head *a, int to) {
 
 /* num += lambda phi_q^T S, *den += lambda phi_q.z */
 static void add_linear(const head *a, const float *q, float *num, float *den) {
-    float phi[2 * MAX_FEATURES];
+    float phi[2 * LOLCATS_MAX_FEATURES];
     int f = a->w->features;
     featurize(a->p, a->w, &a->w->q, a->h, q, phi);
     for (int i = 0; a->w->lambda && i < f; i++)
@@ -453,6 +435,7 @@ static bool state_fits(const linnet_model *m, int layer, const void *state, size
 }
 
 const mixer_ops mixer_lolcats = {
+    .kind = MIXER_LOLCATS,
     .name = "lolcats",
     .load = load_windowed,
     .uses_kv = true,
@@ -462,6 +445,7 @@ const mixer_ops mixer_lolcats = {
 };
 
 const mixer_ops mixer_hedgehog = {
+    .kind = MIXER_HEDGEHOG,
     .name = "hedgehog",
     .load = load_linear,
     .state_bytes = state_bytes,

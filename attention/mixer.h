@@ -8,7 +8,19 @@
 typedef struct pass pass;     /* kernels_cpu/pass.h: one piece of the forward pass */
 typedef struct loader loader; /* model.h */
 
+typedef enum {
+    MIXER_SOFTMAX,
+    MIXER_LOLCATS,
+    MIXER_HEDGEHOG,
+    MIXER_SHORT_CONV,
+    MIXER_BASED_TAYLOR,
+    MIXER_DELTA_NET,
+    MIXER_GATED_DELTA_NET,
+    MIXER_KINDS
+} mixer_kind;
+
 typedef struct {
+    mixer_kind kind; /* what other backends go by */
     const char *name;
     /* Checks or reads the layer's tensors (see loader) into *weights, which the first call
      * allocates and the model frees with free(). */

@@ -6,18 +6,12 @@
  *
  * State, float32: the last K-1 inputs of the convolution, [K-1][e], oldest first. */
 #include "../kernels_cpu/pass.h"
+#include "weights.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_TAPS = 64, CHANNELS = 128 /* that a thread takes at once */ };
-
-typedef struct {
-    matrix w_in, w_out;
-    float *taps; /* [K][e] */
-    float *bias; /* [e] or NULL */
-    size_t kernel, inner;
-} conv_weights;
+enum { CHANNELS = 128 /* that a thread takes at once */ };
 
 static linnet_status load(loader *l, int layer, void **weights, linnet_error *err) {
     if (!*weights && !(*weights = calloc(1, sizeof(conv_weights))))
@@ -26,7 +20,7 @@ static linnet_status load(loader *l, int layer, void **weights, linnet_error *er
     const gguf *g = l->model->file;
     int64_t kernel = 0, inner = 0;
     linnet_status s;
-    if ((s = gguf_get_int(g, "linnet.shortconv.l_cache", true, 1, MAX_TAPS, &kernel, err)) ||
+    if ((s = gguf_get_int(g, "linnet.shortconv.l_cache", true, 1, CONV_MAX_TAPS, &kernel, err)) ||
         (s = gguf_get_int(g, "linnet.shortconv.inner_length", true, 1, MAX_DIM, &inner, err)))
         return s;
     size_t d = (size_t)l->model->cfg.n_embd, e = w->inner = (size_t)inner;
@@ -65,7 +59,7 @@ static void convolve(const pass *p, const conv_weights *w, int layer, size_t fir
                      size_t from, size_t to, const float *z, float *out) {
     size_t e = w->inner, past = w->kernel - 1;
     float *state = past ? row_state(p, first, layer) : NULL;
-    const float *x[MAX_TAPS];
+    const float *x[CONV_MAX_TAPS];
     for (size_t r = first; r < last; r++) {
         float *c = out + r * e;
         for (size_t j = 0; j <= past; j++)
@@ -95,6 +89,7 @@ static void forward(pass *p, int layer, int thread) {
 }
 
 const mixer_ops mixer_short_conv = {
+    .kind = MIXER_SHORT_CONV,
     .name = "short_conv",
     .load = load,
     .state_bytes = state_bytes,

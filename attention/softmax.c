@@ -17,16 +17,11 @@
  * rows are few (decode at depth), and walked by one thread when there are many (prefill). */
 #include "../kernels_cpu/exp.h"
 #include "../kernels_cpu/pass.h"
+#include "weights.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-typedef struct {
-    matrix wq, wk, wv, wo;
-    float *q_norm, *k_norm; /* [head_dim], or of all heads if `whole`, or NULL */
-    bool q_whole, k_whole;
-} softmax_weights;
 
 /* A norm of q or k: a head's vector, or all heads' as one (`whole`); the tensor's length says. All
  * models with gated attention have them. */
@@ -278,6 +273,7 @@ static size_t work_floats(const linnet_model *m, const void *weights) {
 }
 
 const mixer_ops mixer_softmax = {
+    .kind = MIXER_SOFTMAX,
     .name = "softmax",
     .load = load,
     .uses_kv = true,

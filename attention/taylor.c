@@ -16,25 +16,20 @@
  * the tokens. A head takes a session's tokens in order, so prefill and decode are the same steps.
  */
 #include "../kernels_cpu/pass.h"
+#include "weights.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_FEATURES = 64, MAX_MOMENTS = 1 + MAX_FEATURES + MAX_FEATURES * (MAX_FEATURES + 1) / 2 };
-
-typedef struct {
-    matrix wq, wk, wv, wo;
-    size_t heads, features, moments, value_dim; /* f, F, V */
-    float eps;
-} taylor_weights;
+enum { F = TAYLOR_MAX_FEATURES, MAX_MOMENTS = 1 + F + F * (F + 1) / 2 };
 
 static linnet_status read_shape(const gguf *g, taylor_weights *w, linnet_error *err) {
     int64_t heads = 0, features = 0, value_dim = 0;
     double eps = 1e-12;
     linnet_status s;
     if ((s = gguf_get_int(g, "linnet.based.head_count", true, 1, MAX_DIM, &heads, err)) ||
-        (s = gguf_get_int(g, "linnet.based.feature_length", true, 1, MAX_FEATURES, &features,
+        (s = gguf_get_int(g, "linnet.based.feature_length", true, 1, TAYLOR_MAX_FEATURES, &features,
                           err)) ||
         (s = gguf_get_int(g, "linnet.based.value_length", true, 1, MAX_DIM, &value_dim, err)) ||
         (s = gguf_get_float(g, "linnet.based.epsilon", false, &eps, err)))
@@ -149,6 +144,7 @@ static void forward(pass *p, int layer, int thread) {
 }
 
 const mixer_ops mixer_based_taylor = {
+    .kind = MIXER_BASED_TAYLOR,
     .name = "based_taylor",
     .load = load,
     .state_bytes = state_bytes,

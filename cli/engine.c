@@ -136,11 +136,14 @@ int engine_open(engine *e, const char *path, bool metadata_only, linnet_model **
     int code = engine_options(e, metadata_only, &options);
     if (code) return code;
     if (linnet_model_open(out, path, &options, &err)) return failed_with(&err);
-    if (!metadata_only && !e->threads) {
-        const linnet_model_info *info = linnet_model_get_info(*out);
-        say("%d thread%s (physical cores), %s kernels", info->threads,
-            info->threads == 1 ? "" : "s", info->isa);
-    }
+    const linnet_model_info *info = linnet_model_get_info(*out);
+    if (metadata_only) return EXIT_WORKED;
+    if (strcmp(info->backend, "cpu"))
+        say("computing on %s", info->backend);
+    else if (!e->threads || info->note[0])
+        say("%d thread%s%s, %s kernels%s%s", info->threads, info->threads == 1 ? "" : "s",
+            e->threads ? "" : " (physical cores)", info->isa,
+            info->note[0] ? "; not on a GPU: " : "", info->note);
     return EXIT_WORKED;
 }
 

@@ -74,6 +74,14 @@ typedef struct {
 
 typedef enum { GEMM_STORE, GEMM_ADD } gemm_mode;
 
+/* One of the products of an input that is shared: y = W x, or y += W x. */
+typedef struct {
+    const matrix *w;
+    float *y; /* [n, ldy] */
+    size_t ldy;
+    gemm_mode mode;
+} product;
+
 /* Partial softmax attention of one query over a range of positions: the largest score, the sum of
  * exp(score - max), and the weighted sum of values, [head_dim] floats elsewhere. */
 typedef struct {
@@ -99,7 +107,7 @@ typedef struct {
     int from, to;
 } attend_query;
 
-typedef struct {
+typedef struct kernels {
     const char *name;
     /* y[c * ldy + r] = (ADD: y +) sum_k W[r,k] x[c,k] + bias[r] for rows of panels [p0, p1). */
     void (*gemm)(const matrix *w, size_t p0, size_t p1, const activations *x, float *y, size_t ldy,

@@ -1,7 +1,6 @@
 #include "packer.h"
 
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 
 typedef struct {
@@ -13,6 +12,7 @@ typedef struct {
 
 struct packer {
     const gguf *g;
+    const backend_ops *ops;
     team *team;
     job *jobs;
     size_t n, cap, panels;
@@ -25,10 +25,11 @@ struct packer {
     linnet_error err;
 };
 
-packer *packer_new(const gguf *g, team *t) {
+packer *packer_new(const gguf *g, const backend_ops *ops, team *t) {
     packer *p = calloc(1, sizeof *p);
     if (!p) return NULL;
     p->g = g;
+    p->ops = ops;
     p->team = t;
     pthread_mutex_init(&p->mutex, NULL);
     return p;
@@ -69,7 +70,8 @@ static linnet_status pack_some(packer *p, const job *j, size_t from, size_t to, 
         const void *src;
         s = gguf_read(p->g, j->t, at + i * panel_bytes, rows * row_bytes, buffer, &src, err);
         if (!s)
-            pack_panel(j->m.type, src, row_bytes, rows, j->m.cols, j->out + i * j->m.panel_bytes);
+            p->ops->pack_panel(j->m.type, src, row_bytes, rows, j->m.cols,
+                               j->out + i * j->m.panel_bytes);
         atomic_fetch_add(&p->done, 1);
         if (i + 1 < to && i + 1 - kept < RELEASE) continue;
         gguf_release(p->g, j->t, at + kept * panel_bytes, (i + 1 - kept) * panel_bytes);

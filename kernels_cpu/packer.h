@@ -3,13 +3,15 @@
 #ifndef PACKER_H
 #define PACKER_H
 
+#include "../backend.h"
 #include "../weights/gguf.h"
 #include "kernels.h"
 #include "team.h"
 
 typedef struct packer packer;
 
-packer *packer_new(const gguf *g, team *t); /* NULL: no memory */
+/* For a backend's panels. NULL: no memory. */
+packer *packer_new(const gguf *g, const backend_ops *ops, team *t);
 /* Rows [row0, row0 + m->rows) of t are to be packed to `out`, as m describes. */
 linnet_status packer_add(packer *p, const gguf_tensor *t, const matrix *m, uint8_t *out,
                          size_t row0, linnet_error *err);

@@ -19,7 +19,7 @@ enum {
 
 struct pass {
     linnet_model *m;
-    team *team;
+    struct team *team;
     const kernels *k;
     const row *rows;
     size_t n;
@@ -48,13 +48,6 @@ struct pass {
     atomic_uint_fast64_t not_finite;
 };
 #define ALL_FINITE UINT64_MAX
-
-typedef struct {
-    const matrix *w;
-    float *y; /* [n, ldy] */
-    size_t ldy;
-    gemm_mode mode;
-} product;
 
 /* y = W src (+ y) for each product, src [n, cols]; panels are shared out over the team. */
 void pass_products(pass *p, int thread, const float *src, size_t cols, const product *products,

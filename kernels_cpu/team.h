@@ -34,7 +34,7 @@ linnet_status team_reserve(team *t, size_t phases, linnet_error *err);
 void team_run(team *t, void (*fn)(void *arg, int thread), void *arg);
 
 typedef struct {
-    team *team;
+    struct team *team;
     struct phase_slot *slot;
     size_t n, from, to;
     int thread, share; /* whose share is being taken from */

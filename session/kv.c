@@ -1,75 +1,46 @@
 #include "kv.h"
 
 #include <math.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
-/* Memory that the pages of one cache are cut from, in huge pages: reading all keys and values of a
- * deep session would miss the TLB every few hundred nanoseconds otherwise. Only what was written to
- * is resident. It goes with its last page, whoever holds that. */
+/* Memory that the pages of one cache are cut from: few allocations, and on the CPU huge pages. Each
+ * page is used once. The slab goes with its last page, whoever holds that. */
 struct kv_slab {
     atomic_size_t owners; /* pages, and the cache that cuts from it */
-    void *map;
-    size_t map_bytes, used, pages; /* pages: how many fit */
-    uint8_t *first;
-};
-
-struct kv_page {
-    _Alignas(64) atomic_size_t owners;
-    kv_slab *slab; /* NULL: a page of its own */
-    _Alignas(64) uint8_t data[];
+    backend *where;
+    uint8_t *memory;
+    size_t bytes, used, n_pages;
+    kv_page pages[];
 };
 
 enum {
-    HUGE_PAGE = 1 << 21,
-    SLAB = 32 << 20,      /* bytes, or a few pages */
-    SMALL_PAGE = 1 << 17, /* below it slabs are not worth it */
+    SLAB = 32 << 20,     /* bytes, or a few pages */
+    SMALL_PAGE = 1 << 17 /* below it the CPU has a slab for every page */
 };
 
-static kv_slab *slab_new(size_t page_bytes) {
-    kv_slab *s = malloc(sizeof *s);
-    if (!s) return NULL;
-    size_t pages = max_size(SLAB / page_bytes, 4);
-    *s =
-        (kv_slab){.pages = pages, .map_bytes = round_up(pages * page_bytes, HUGE_PAGE) + HUGE_PAGE};
-    s->map = mmap(NULL, s->map_bytes, PROT_READ | PROT_WRITE,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (s->map == MAP_FAILED) {
+static linnet_status slab_new(const kv_layout *l, kv_slab **out, linnet_error *err) {
+    bool alone = l->where->ops->host_memory && l->page_bytes < SMALL_PAGE;
+    size_t pages = alone ? 1 : max_size(SLAB / l->page_bytes, 4);
+    kv_slab *s = malloc(sizeof *s + pages * sizeof *s->pages);
+    if (!s) return fail(err, LINNET_ERR_MEMORY, "no memory for a list of KV pages");
+    *s = (kv_slab){.where = l->where, .bytes = pages * l->page_bytes, .n_pages = pages};
+    void *memory;
+    linnet_status status = l->where->ops->alloc(l->where, s->bytes, &memory, err);
+    if (status) {
         free(s);
-        return NULL;
+        return status;
     }
-    s->first = (uint8_t *)s->map + (HUGE_PAGE - (uintptr_t)s->map % HUGE_PAGE) % HUGE_PAGE;
-    madvise(s->map, s->map_bytes, MADV_HUGEPAGE);
+    s->memory = memory;
     atomic_init(&s->owners, 1);
-    return s;
+    *out = s;
+    return LINNET_OK;
 }
 
 static void slab_release(kv_slab *s) {
     if (!s || atomic_fetch_sub(&s->owners, 1) > 1) return;
-    munmap(s->map, s->map_bytes);
+    s->where->ops->free(s->where, s->memory, s->bytes);
     free(s);
-}
-
-/* Uninitialized memory for a page. */
-static kv_page *page_memory(kv_cache *c) {
-    size_t bytes = c->layout.page_bytes;
-    kv_page *p;
-    if (bytes < SMALL_PAGE) {
-        if ((p = aligned_alloc(64, bytes))) p->slab = NULL;
-        return p;
-    }
-    if (!c->slab || c->slab->used == c->slab->pages) {
-        kv_slab *fresh = slab_new(bytes);
-        if (!fresh) return NULL;
-        slab_release(c->slab);
-        c->slab = fresh;
-    }
-    p = (kv_page *)(void *)(c->slab->first + c->slab->used++ * bytes);
-    p->slab = c->slab;
-    atomic_fetch_add(&c->slab->owners, 1);
-    return p;
 }
 
 static size_t element_bytes(kv_kind kind) {
@@ -100,11 +71,10 @@ void kv_place(kv_slot *slots, int layers) {
 }
 
 kv_layout kv_layout_of(kv_kind kind, const kv_slot *slots, int layers) {
-    kv_layout l = {.kind = kind, .layers = layers, .slots = slots};
+    kv_layout l = {.kind = kind, .layers = layers, .slots = slots, .where = &backend_cpu};
     if (!layers) return l;
     const kv_slot *last = &slots[layers - 1];
-    l.page_bytes =
-        sizeof(kv_page) + last->at[kind] + bytes_of(kind, last->head_dim).all * (size_t)last->heads;
+    l.page_bytes = last->at[kind] + bytes_of(kind, last->head_dim).all * (size_t)last->heads;
     return l;
 }
 
@@ -113,24 +83,29 @@ static void release(kv_cache *c, size_t i) {
     if (!p) return;
     c->pages[i] = NULL;
     c->held--;
-    if (atomic_fetch_sub(&p->owners, 1) > 1) return;
-    if (p->slab)
-        slab_release(p->slab);
-    else
-        free(p);
+    if (atomic_fetch_sub(&p->owners, 1) == 1) slab_release(p->slab);
 }
 
 /* A writable page: fresh and zero, or a copy of `from`. */
-static kv_page *page_new(kv_cache *c, const kv_page *from) {
-    kv_page *p = page_memory(c);
-    if (!p) return NULL;
-    size_t bytes = c->layout.page_bytes - sizeof *p;
-    if (from)
-        memcpy(p->data, from->data, bytes);
-    else if (!p->slab) /* a slab's memory is zero, and is used once */
-        memset(p->data, 0, bytes);
+static linnet_status page_new(kv_cache *c, const kv_page *from, kv_page **out, linnet_error *err) {
+    size_t bytes = c->layout.page_bytes;
+    linnet_status s;
+    if (!c->slab && (s = slab_new(&c->layout, &c->slab, err))) return s;
+    kv_slab *slab = c->slab;
+    kv_page *p = &slab->pages[slab->used];
+    p->slab = slab;
+    p->data = slab->memory + slab->used * bytes;
+    backend *where = c->layout.where;
+    if (from && (s = where->ops->copy(where, p->data, from->data, bytes, err))) return s;
+    slab->used++;
+    atomic_fetch_add(&slab->owners, 1);
     atomic_init(&p->owners, 1);
-    return p;
+    *out = p;
+    if (slab->used == slab->n_pages) { /* its pages keep it */
+        slab_release(slab);
+        c->slab = NULL;
+    }
+    return LINNET_OK;
 }
 
 linnet_status kv_reserve(kv_cache *c, size_t from, size_t to, linnet_error *err) {
@@ -148,11 +123,12 @@ linnet_status kv_reserve(kv_cache *c, size_t from, size_t to, linnet_error *err)
     for (size_t i = from / PAGE; i < need; i++) {
         kv_page *p = c->pages[i];
         if (p && atomic_load(&p->owners) == 1) continue;
-        kv_page *fresh = page_new(c, p);
-        if (!fresh)
-            return fail(err, LINNET_ERR_MEMORY,
-                        "no memory for a KV page of %zu bytes (%zu pages held)",
-                        c->layout.page_bytes, c->held);
+        kv_page *fresh = NULL;
+        linnet_error why;
+        linnet_status s = page_new(c, p, &fresh, &why);
+        if (s)
+            return fail(err, s, "a KV page of %zu bytes (%zu pages held): %s", c->layout.page_bytes,
+                        c->held, why.text);
         release(c, i);
         c->pages[i] = fresh;
         c->held++;
@@ -195,15 +171,20 @@ void kv_free(kv_cache *c) {
     c->cap = 0;
 }
 
-kv_view kv_at(const kv_cache *c, size_t page, int layer, int head) {
-    kv_kind kind = c->layout.kind;
-    const kv_slot *slot = &c->layout.slots[layer];
-    head_bytes b = bytes_of(kind, slot->head_dim);
-    const uint8_t *k = c->pages[page]->data + slot->at[kind] + b.all * (size_t)head;
+/* A head in a page that begins at `data`. */
+static kv_view view_of(const kv_layout *l, const uint8_t *data, int layer, int head) {
+    const kv_slot *slot = &l->slots[layer];
+    head_bytes b = bytes_of(l->kind, slot->head_dim);
+    const uint8_t *k = data + slot->at[l->kind] + b.all * (size_t)head;
     const uint8_t *v = k + b.k, *kd = v + b.v;
-    bool more = page + 1 < c->n_pages && c->pages[page + 1];
-    ptrdiff_t next = more ? (uint8_t *)c->pages[page + 1] - (uint8_t *)c->pages[page] : 0;
-    return (kv_view){k, v, (const uint16_t *)kd, (const uint16_t *)(kd + b.scales), next};
+    return (kv_view){k, v, (const uint16_t *)kd, (const uint16_t *)(kd + b.scales), 0};
+}
+
+kv_view kv_at(const kv_cache *c, size_t page, int layer, int head) {
+    kv_view view = view_of(&c->layout, c->pages[page]->data, layer, head);
+    if (page + 1 < c->n_pages && c->pages[page + 1])
+        view.next = c->pages[page + 1]->data - c->pages[page]->data;
+    return view;
 }
 
 /* 32 values to int8 and a scale, as q8_0. */
@@ -299,22 +280,22 @@ static uint8_t *copy_along(uint8_t *page, uint8_t *packed, size_t n, size_t dims
     return packed;
 }
 
-static void copy_head(const kv_cache *c, size_t page, int layer, int head, size_t n,
+static void copy_head(const kv_layout *l, const uint8_t *page, int layer, int head, size_t n,
                       uint8_t *packed, bool pack) {
-    kv_view v = kv_at(c, page, layer, head);
-    size_t d = (size_t)c->layout.slots[layer].head_dim, blocks = d / BLOCK;
-    size_t size = element_bytes(c->layout.kind);
+    kv_view v = view_of(l, page, layer, head);
+    size_t d = (size_t)l->slots[layer].head_dim, blocks = d / BLOCK, size = element_bytes(l->kind);
     packed = copy_across((uint8_t *)v.k, packed, n, d, size, pack);
     packed = copy_along((uint8_t *)v.v, packed, n, d, round_up(d, 16), size, pack);
-    if (c->layout.kind != KV_Q8_0) return;
+    if (l->kind != KV_Q8_0) return;
     packed = copy_across((uint8_t *)v.kd, packed, n, blocks, 2, pack);
     copy_along((uint8_t *)v.vd, packed, n, blocks, blocks, 2, pack);
 }
 
-void kv_pack(const kv_cache *c, size_t page, int layer, int head, size_t n, uint8_t *out) {
-    copy_head(c, page, layer, head, n, out, true);
+void kv_pack(const kv_layout *l, const uint8_t *page, int layer, int head, size_t n, uint8_t *out) {
+    copy_head(l, page, layer, head, n, out, true);
 }
 
-void kv_unpack(const kv_cache *c, size_t page, int layer, int head, size_t n, const uint8_t *in) {
-    copy_head(c, page, layer, head, n, (uint8_t *)in, false);
+void kv_unpack(const kv_layout *l, uint8_t *page, int layer, int head, size_t n,
+               const uint8_t *in) {
+    copy_head(l, page, layer, head, n, (uint8_t *)in, false);
 }

@@ -4,6 +4,7 @@
 #ifndef KV_H
 #define KV_H
 
+#include "../backend.h"
 #include "../kernels_cpu/kernels.h"
 
 /* A layer that keeps keys and values. */
@@ -17,15 +18,20 @@ typedef struct {
     int layers;
     const kv_slot *slots; /* [layers], the model's */
     size_t page_bytes;    /* as allocated */
+    backend *where;       /* whose memory pages are: kv_layout_of says the CPU's */
 } kv_layout;
 
-typedef struct kv_page kv_page;
 typedef struct kv_slab kv_slab;
+typedef struct {
+    atomic_size_t owners; /* caches */
+    kv_slab *slab;
+    uint8_t *data; /* in the backend's memory */
+} kv_page;
 
 typedef struct {
     kv_layout layout;
-    kv_page *
-        *pages; /* page i holds positions [64 i, 64 i + 64); NULL: dropped, out of every window */
+    /* page i holds positions [64 i, 64 i + 64); NULL: dropped, out of every window */
+    kv_page **pages;
     size_t n_pages, cap;
     size_t held;   /* pages that are not NULL */
     kv_slab *slab; /* what the next page is cut from, or NULL */
@@ -45,6 +51,7 @@ void kv_drop_before(kv_cache *c, size_t keep, size_t n);
 /* *out becomes a second owner of all pages; *out was zeroed. */
 linnet_status kv_fork(const kv_cache *c, kv_cache *out, linnet_error *err);
 void kv_free(kv_cache *c);
+/* What follows until kv_packed_bytes is for pages in the host's memory. */
 kv_view kv_at(const kv_cache *c, size_t page, int layer, int head);
 /* Stores one position's key and value of a head, [head_dim] floats each. */
 void kv_write(const kv_cache *c, const kernels *kernels, size_t position, int layer, int head,
@@ -56,8 +63,8 @@ void kv_read(const kv_cache *c, size_t position, int layer, int head, float *k, 
  * for each of the first n positions its key [head_dim], then of each its value; with KV_Q8_0 then
  * of each the key's scales [head_dim/32], of each the value's. Bytes per position: */
 size_t kv_packed_bytes(const kv_layout *l, int layer);
-void kv_pack(const kv_cache *c, size_t page, int layer, int head, size_t n, uint8_t *out);
-/* The page must be this cache's alone (kv_reserve). */
-void kv_unpack(const kv_cache *c, size_t page, int layer, int head, size_t n, const uint8_t *in);
+/* `page`: a page's bytes in the host's memory. */
+void kv_pack(const kv_layout *l, const uint8_t *page, int layer, int head, size_t n, uint8_t *out);
+void kv_unpack(const kv_layout *l, uint8_t *page, int layer, int head, size_t n, const uint8_t *in);
 
 #endif

@@ -26,7 +26,7 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
     *out = NULL;
     if (atomic_load(&m->closed))
         return fail(err, LINNET_ERR_ARGUMENT, "linnet_session_new: the model was closed");
-    if (!m->kernels)
+    if (!m->loaded)
         return fail(err, LINNET_ERR_ARGUMENT,
                     "%s: opened for its metadata only, without weights: no session can run it",
                     gguf_path(m->file));
@@ -58,15 +58,22 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
     if (s) atomic_fetch_add(&m->owners, 1);
     if (s) s->logits = malloc(row);
     if (s) s->pending = malloc(row);
-    if (s && m->state_bytes) s->state = aligned_alloc(64, m->state_bytes);
-    if (!s || !s->logits || !s->pending || (m->state_bytes && !s->state)) {
+    if (!s || !s->logits || !s->pending) {
         linnet_session_free(s);
         return fail(err, LINNET_ERR_MEMORY, "no memory for a session");
     }
-    if (s->state) memset(s->state, 0, m->state_bytes);
+    void *state = NULL;
+    linnet_status status = LINNET_OK;
+    if (m->state_bytes) status = m->backend->ops->alloc(m->backend, m->state_bytes, &state, err);
+    if (status) {
+        linnet_session_free(s);
+        return status;
+    }
+    s->state = state;
     s->ctx = ctx_of(m, o.ctx);
     s->mode = o.window_mode;
     s->kv.layout = kv_layout_of(kind, m->kv_slots, m->kv_layers);
+    s->kv.layout.where = m->backend;
     *out = s;
     return LINNET_OK;
 }
@@ -74,7 +81,8 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
 void linnet_session_free(linnet_session *s) {
     if (!s) return;
     kv_free(&s->kv);
-    free(s->state);
+    backend *b = s->model->backend;
+    b->ops->free(b, s->state, s->model->state_bytes);
     free(s->tokens);
     free(s->logits);
     free(s->pending);
@@ -84,10 +92,10 @@ void linnet_session_free(linnet_session *s) {
 
 void linnet_session_reset(linnet_session *s) {
     kv_truncate(&s->kv, 0);
-    if (s->state) memset(s->state, 0, s->model->state_bytes);
+    backend *b = s->model->backend;
+    s->lost = s->state && b->ops->zero(b, s->state, s->model->state_bytes, NULL);
     s->n_tokens = 0;
     s->has_logits = false;
-    s->lost = false;
 }
 
 const int32_t *linnet_session_tokens(const linnet_session *s, size_t *n) {
@@ -179,9 +187,10 @@ static void commit(const linnet_item *item) {
  * back from its copy. A single step makes no copy: after an error in it the state is lost. */
 static void roll_back(const linnet_item *item, const uint8_t *copy, linnet_status status) {
     linnet_session *s = item->session;
+    backend *b = s->model->backend;
     kv_truncate(&s->kv, s->n_tokens);
     if (copy)
-        memcpy(s->state, copy, s->model->state_bytes);
+        s->lost = b->ops->copy(b, s->state, copy, s->model->state_bytes, NULL);
     else if (s->state && (status == LINNET_ERR_NUMERIC || status == LINNET_ERR_CANCELLED))
         s->lost = true;
 }
@@ -189,19 +198,24 @@ static void roll_back(const linnet_item *item, const uint8_t *copy, linnet_statu
 /* Copies of the fixed-size states that a failing forward would leave half changed, one after the
  * other; *out is NULL where no item needs one. */
 static linnet_status copy_states(const linnet_item *items, size_t n, bool stoppable, uint8_t **out,
-                                 linnet_error *err) {
-    size_t bytes = items->session->model->state_bytes, total;
+                                 size_t *total, linnet_error *err) {
+    backend *b = items->session->model->backend;
+    size_t bytes = items->session->model->state_bytes;
     bool needed = stoppable;
+    void *memory;
     for (size_t i = 0; i < n; i++)
         needed = needed || items[i].n_tokens > 1 || items[i].rows;
     *out = NULL;
     if (!bytes || !needed) return LINNET_OK;
-    if (!mul_size(bytes, n, &total) || !(*out = malloc(total)))
+    if (!mul_size(bytes, n, total))
         return fail(err, LINNET_ERR_MEMORY, "no memory for a copy of %zu states of %zu bytes", n,
                     bytes);
-    for (size_t i = 0; i < n; i++)
-        memcpy(*out + i * bytes, items[i].session->state, bytes);
-    return LINNET_OK;
+    linnet_status s = b->ops->alloc(b, *total, &memory, err);
+    if (s) return s;
+    *out = memory;
+    for (size_t i = 0; i < n && !s; i++)
+        s = b->ops->copy(b, *out + i * bytes, items[i].session->state, bytes, err);
+    return s;
 }
 
 linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress_fn progress,
@@ -210,18 +224,19 @@ linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress
         return fail(err, LINNET_ERR_ARGUMENT, "linnet_forward: expected at least one item");
     linnet_status s = LINNET_OK;
     uint8_t *copies = NULL;
+    size_t copied = 0;
     for (size_t i = 0; i < n_items && !s; i++)
         s = check_item(&items[i], items, i, err);
     if (s) return s;
     linnet_model *m = items->session->model;
     for (size_t i = 0; i < n_items && !s; i++)
         s = reserve(&items[i], err);
-    if (!s) s = copy_states(items, n_items, progress != NULL, &copies, err);
+    if (!s) s = copy_states(items, n_items, progress != NULL, &copies, &copied, err);
     for (size_t i = 0; i < n_items && !s; i++)
         choose_rule(&items[i]);
     if (!s) {
         team_lock(m->team);
-        s = forward_cpu(m, items, n_items, progress, user, err);
+        s = m->backend->ops->forward(m, items, n_items, progress, user, err);
         team_unlock(m->team);
     }
     for (size_t i = 0; i < n_items; i++) {
@@ -230,7 +245,7 @@ linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress
         else
             commit(&items[i]);
     }
-    free(copies);
+    m->backend->ops->free(m->backend, copies, copied);
     return s;
 }
 

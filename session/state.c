@@ -133,22 +133,63 @@ static linnet_status put_layers(sink *to, const linnet_model *m) {
     return s;
 }
 
-static linnet_status put_pages(sink *to, const linnet_session *x) {
+/* Bytes of the backend's memory where the host can read them: themselves, or a copy in `buffer`,
+ * which is NULL on the CPU. */
+static linnet_status view(backend *where, const uint8_t *memory, size_t n, uint8_t *buffer,
+                          const uint8_t **out, linnet_error *err) {
+    *out = where->ops->host_memory ? memory : buffer;
+    return where->ops->host_memory ? LINNET_OK : where->ops->read(where, buffer, memory, n, err);
+}
+
+static linnet_status put_page(sink *to, const linnet_session *x, size_t page, uint8_t *buffer,
+                              uint8_t *packed) {
     const kv_layout *l = &x->kv.layout;
+    const uint8_t *data;
+    size_t n = filled(page, x->n_tokens);
+    linnet_status s =
+        view(l->where, x->kv.pages[page]->data, l->page_bytes, buffer, &data, to->err);
+    for (int layer = 0; layer < l->layers; layer++)
+        for (int head = 0; head < l->slots[layer].heads && !s; head++) {
+            kv_pack(l, data, layer, head, n, packed);
+            s = put(to, packed, n * kv_packed_bytes(l, layer));
+        }
+    return s;
+}
+
+static linnet_status put_pages(sink *to, const linnet_session *x, uint8_t *buffer) {
     size_t n_pages = pages_of(x->model, x->n_tokens);
     linnet_status s = LINNET_OK;
-    uint8_t *packed = n_pages ? malloc(most_packed_bytes(l) * PAGE) : NULL;
+    uint8_t *packed = n_pages ? malloc(most_packed_bytes(&x->kv.layout) * PAGE) : NULL;
     if (n_pages && !packed)
         return fail(to->err, LINNET_ERR_MEMORY, "no memory for a page of the state");
-    for (size_t i = 0; i < n_pages; i++) {
-        size_t n = filled(i, x->n_tokens);
-        for (int layer = 0; holds(x, i) && layer < l->layers; layer++)
-            for (int head = 0; head < l->slots[layer].heads && !s; head++) {
-                kv_pack(&x->kv, i, layer, head, n, packed);
-                s = put(to, packed, n * kv_packed_bytes(l, layer));
-            }
-    }
+    for (size_t i = 0; i < n_pages && !s; i++)
+        if (holds(x, i)) s = put_page(to, x, i, buffer, packed);
     free(packed);
+    return s;
+}
+
+/* Room for what the host cannot reach in place, a page or a layer's state; *out NULL: needs none.
+ */
+static linnet_status transfer_buffer(const linnet_session *x, uint8_t **out, linnet_error *err) {
+    size_t bytes = max_size(x->kv.layout.page_bytes, x->model->state_bytes);
+    *out = NULL;
+    if (x->model->backend->ops->host_memory || !bytes || (*out = malloc(bytes))) return LINNET_OK;
+    return fail(err, LINNET_ERR_MEMORY, "no memory for %zu bytes of the state", bytes);
+}
+
+/* The fixed-size state of all layers, then the pages. */
+static linnet_status put_state(sink *to, const linnet_session *x) {
+    const linnet_model *m = x->model;
+    const uint8_t *state = NULL;
+    uint8_t *buffer;
+    linnet_status s = transfer_buffer(x, &buffer, to->err);
+    if (!s && x->state) s = view(m->backend, x->state, m->state_bytes, buffer, &state, to->err);
+    for (int i = 0; i < m->cfg.n_layers && !s; i++) {
+        size_t n = layer_state_bytes(m, i);
+        if (n) s = put(to, state + m->layers[i].state_at, n);
+    }
+    if (!s) s = put_pages(to, x, buffer);
+    free(buffer);
     return s;
 }
 
@@ -178,11 +219,7 @@ static linnet_status put_session(sink *to, const linnet_session *x, const uint64
         if ((s = put(to, &held, 1))) return s;
     }
     if (x->has_logits && (s = put(to, x->logits, (size_t)m->cfg.n_rows * sizeof(float)))) return s;
-    for (int i = 0; i < m->cfg.n_layers; i++) {
-        size_t n = layer_state_bytes(m, i);
-        if (n && (s = put(to, x->state + m->layers[i].state_at, n))) return s;
-    }
-    if ((s = put_pages(to, x))) return s;
+    if ((s = put_state(to, x))) return s;
     uint64_t sum = hash64_end(&to->hash);
     return put(to, &sum, sizeof sum);
 }
@@ -432,19 +469,63 @@ static linnet_status get_page_list(source *from, linnet_session *fresh, bool has
     return s;
 }
 
-static linnet_status get_pages(source *from, linnet_session *fresh) {
+static linnet_status get_page(source *from, linnet_session *fresh, size_t page, uint8_t *buffer,
+                              uint8_t *packed) {
     const kv_layout *l = &fresh->kv.layout;
+    size_t n = filled(page, fresh->n_tokens);
+    uint8_t *memory = fresh->kv.pages[page]->data, *data = buffer ? buffer : memory;
     linnet_status s = LINNET_OK;
-    uint8_t *packed = malloc(most_packed_bytes(l) * PAGE);
+    if (buffer) memset(buffer, 0, l->page_bytes);
+    for (int layer = 0; layer < l->layers; layer++)
+        for (int head = 0; head < l->slots[layer].heads && !s; head++)
+            if (!(s = get(from, packed, n * kv_packed_bytes(l, layer))))
+                kv_unpack(l, data, layer, head, n, packed);
+    if (!s && buffer) s = l->where->ops->write(l->where, memory, buffer, l->page_bytes, from->err);
+    return s;
+}
+
+static linnet_status get_pages(source *from, linnet_session *fresh, uint8_t *buffer) {
+    linnet_status s = LINNET_OK;
+    uint8_t *packed = malloc(most_packed_bytes(&fresh->kv.layout) * PAGE);
     if (!packed) return fail(from->err, LINNET_ERR_MEMORY, "%s: no memory to read it", from->name);
-    for (size_t i = 0; i < fresh->kv.n_pages; i++) {
-        size_t n = filled(i, fresh->n_tokens);
-        for (int layer = 0; holds(fresh, i) && layer < l->layers; layer++)
-            for (int head = 0; head < l->slots[layer].heads && !s; head++)
-                if (!(s = get(from, packed, n * kv_packed_bytes(l, layer))))
-                    kv_unpack(&fresh->kv, i, layer, head, n, packed);
-    }
+    for (size_t i = 0; i < fresh->kv.n_pages && !s; i++)
+        if (holds(fresh, i)) s = get_page(from, fresh, i, buffer, packed);
     free(packed);
+    return s;
+}
+
+/* The fixed-size state of all layers, in the order of layers. */
+static linnet_status get_layers(source *from, linnet_session *fresh, uint8_t *buffer) {
+    const linnet_model *m = fresh->model;
+    uint8_t *state = buffer ? buffer : fresh->state;
+    size_t first = model_kv_start(m, fresh->mode, fresh->n_tokens);
+    linnet_status s;
+    if (buffer) memset(buffer, 0, m->state_bytes);
+    for (int i = 0; i < m->cfg.n_layers; i++) {
+        const layer_weights *w = &m->layers[i];
+        if ((s = get(from, state + w->state_at, layer_state_bytes(m, i)))) return s;
+        if (w->mixer->state_fits &&
+            !w->mixer->state_fits(m, i, state + w->state_at, first, fresh->n_tokens))
+            return fail(from->err, LINNET_ERR_FORMAT,
+                        "%s: damaged: the state of layer %d (%s) does not belong to %zu tokens",
+                        from->name, i, w->mixer->name, fresh->n_tokens);
+    }
+    if (!buffer) return LINNET_OK;
+    return m->backend->ops->write(m->backend, fresh->state, buffer, m->state_bytes, from->err);
+}
+
+static linnet_status get_state(source *from, linnet_session *fresh) {
+    backend *where = fresh->model->backend;
+    uint8_t *buffer;
+    void *memory;
+    linnet_status s = transfer_buffer(fresh, &buffer, from->err);
+    if (!s && fresh->model->state_bytes &&
+        !(s = where->ops->alloc(where, fresh->model->state_bytes, &memory, from->err))) {
+        fresh->state = memory;
+        s = get_layers(from, fresh, buffer);
+    }
+    if (!s && fresh->kv.held) s = get_pages(from, fresh, buffer);
+    free(buffer);
     return s;
 }
 
@@ -465,23 +546,7 @@ static linnet_status get_session(source *from, const state_head *head, linnet_se
                         from->name, row);
         if ((s = get(from, fresh->logits, row))) return s;
     }
-    if (m->state_bytes) {
-        if (!(fresh->state = aligned_alloc(64, m->state_bytes)))
-            return fail(from->err, LINNET_ERR_MEMORY, "%s: no memory for %zu bytes of state",
-                        from->name, m->state_bytes);
-        memset(fresh->state, 0, m->state_bytes);
-        size_t first = model_kv_start(m, fresh->mode, fresh->n_tokens);
-        for (int i = 0; i < m->cfg.n_layers; i++) {
-            const layer_weights *w = &m->layers[i];
-            uint8_t *state = fresh->state + w->state_at;
-            if ((s = get(from, state, layer_state_bytes(m, i)))) return s;
-            if (w->mixer->state_fits && !w->mixer->state_fits(m, i, state, first, fresh->n_tokens))
-                return fail(from->err, LINNET_ERR_FORMAT,
-                            "%s: damaged: the state of layer %d (%s) does not belong to %zu tokens",
-                            from->name, i, w->mixer->name, fresh->n_tokens);
-        }
-    }
-    if (fresh->kv.held && (s = get_pages(from, fresh))) return s;
+    if ((s = get_state(from, fresh))) return s;
     uint64_t end = hash64_end(&from->hash), sum = 0;
     if ((s = get(from, &sum, sizeof sum))) return s;
     if (from->at != from->size)
@@ -518,7 +583,7 @@ static linnet_status load(source *from, linnet_session *x) {
     }
     kv_free(&fresh.kv);
     free(fresh.tokens);
-    free(fresh.state);
+    x->model->backend->ops->free(x->model->backend, fresh.state, x->model->state_bytes);
     free(fresh.logits);
     return s;
 }
@@ -554,6 +619,16 @@ linnet_status linnet_session_load_file(linnet_session *x, const char *path, linn
 
 /* ---- Forking -------------------------------------------------------------------------------- */
 
+static linnet_status copy_state(const linnet_session *x, uint8_t **out, linnet_error *err) {
+    backend *b = x->model->backend;
+    size_t bytes = x->model->state_bytes;
+    void *memory;
+    linnet_status s = b->ops->alloc(b, bytes, &memory, err);
+    if (s) return s;
+    *out = memory;
+    return b->ops->copy(b, memory, x->state, bytes, err);
+}
+
 linnet_status linnet_session_fork(const linnet_session *x, linnet_session **out,
                                   linnet_error *err) {
     if (!x || !out) return fail(err, LINNET_ERR_ARGUMENT, "linnet_session_fork: NULL argument");
@@ -570,17 +645,20 @@ linnet_status linnet_session_fork(const linnet_session *x, linnet_session **out,
     f->tokens_cap = x->n_tokens;
     f->tokens = x->n_tokens ? malloc(x->n_tokens * sizeof *f->tokens) : NULL;
     f->logits = x->has_logits ? malloc(row) : NULL;
-    f->state = x->state ? aligned_alloc(64, m->state_bytes) : NULL;
+    f->state = NULL;
     f->pending = NULL;
     atomic_fetch_add(&m->owners, 1);
-    if ((x->n_tokens && !f->tokens) || (x->has_logits && !f->logits) || (x->state && !f->state) ||
-        kv_fork(&x->kv, &f->kv, NULL)) {
+    linnet_status s = LINNET_OK;
+    if ((x->n_tokens && !f->tokens) || (x->has_logits && !f->logits))
+        s = fail(err, LINNET_ERR_MEMORY, "no memory for a session of %zu tokens", x->n_tokens);
+    if (!s) s = kv_fork(&x->kv, &f->kv, err);
+    if (!s && x->state) s = copy_state(x, &f->state, err);
+    if (s) {
         linnet_session_free(f);
-        return fail(err, LINNET_ERR_MEMORY, "no memory for a session of %zu tokens", x->n_tokens);
+        return s;
     }
     if (f->tokens) memcpy(f->tokens, x->tokens, x->n_tokens * sizeof *f->tokens);
     if (f->logits) memcpy(f->logits, x->logits, row);
-    if (f->state) memcpy(f->state, x->state, m->state_bytes);
     *out = f;
     return LINNET_OK;
 }

@@ -149,8 +149,8 @@ static void packed_rows_are_the_dequantized_rows(void **state) {
 }
 
 /* y = W x (+ bias) (+ y) of `k`, into fresh memory. */
-static float *product(const kernels *k, const weights *w, const activations *a, const float *start,
-                      gemm_mode mode) {
+static float *times(const kernels *k, const weights *w, const activations *a, const float *start,
+                    gemm_mode mode) {
     size_t n = a->n * w->m.rows;
     float *y = malloc(n * sizeof *y);
     memcpy(y, start, n * sizeof *y);
@@ -166,7 +166,7 @@ static void check_product(dtype type, size_t rows, size_t cols, size_t n, precis
     if (rows % 2) w.m.bias = bias;
     activations a = make_activations(n, cols, quantized);
     fill(&kernels_generic, &a, x, how);
-    float *expected = product(&kernels_generic, &w, &a, start, mode);
+    float *expected = times(&kernels_generic, &w, &a, start, mode);
     for (size_t c = 0; c < n; c++)
         for (size_t r = 0; r < rows; r++) {
             double sum = 0, size = 0;
@@ -188,7 +188,7 @@ static void check_product(dtype type, size_t rows, size_t cols, size_t n, precis
         }
     for (const kernels **k = tables; *k; k++) {
         fill(*k, &a, x, how);
-        float *y = product(*k, &w, &a, start, mode);
+        float *y = times(*k, &w, &a, start, mode);
         if (memcmp(y, expected, n * rows * sizeof *y))
             fail_msg("%s: %s %zux%zu n %zu precision %d differs from generic", (*k)->name,
                      dtype_get(type)->name, rows, cols, n, how);
@@ -224,7 +224,7 @@ static void panel_ranges_touch_only_their_rows(void **state) {
     float *x = noises(3 * 64, 1), *zeros = calloc(3 * 70, sizeof *zeros);
     activations a = make_activations(3, 64, true);
     fill(&kernels_generic, &a, x, ALL_WIDE);
-    float *whole = product(&kernels_generic, &w, &a, zeros, GEMM_STORE);
+    float *whole = times(&kernels_generic, &w, &a, zeros, GEMM_STORE);
     for (const kernels **k = tables; *k; k++) {
         float *y = calloc(3 * 70, sizeof *y);
         fill(*k, &a, x, ALL_WIDE);

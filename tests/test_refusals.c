@@ -321,7 +321,7 @@ static void options_out_of_range(void **state) {
 #else
         {{.isa = "neon"}, LINNET_ERR_UNSUPPORTED, "isa neon"},
 #endif
-        {{.backend = "cuda:0"}, LINNET_ERR_UNSUPPORTED, "backend cuda:0"},
+        {{.backend = "cuda:0"}, LINNET_ERR_UNSUPPORTED, "no CUDA backend"},
         {{.backend = "tpu"}, LINNET_ERR_ARGUMENT, "backend 'tpu'"},
         {{.activations = (linnet_activations)9}, LINNET_ERR_ARGUMENT, "activations is 9"},
     };
