@@ -164,8 +164,8 @@ linnet_status read_row(const gguf *g, const gguf_tensor *t, uint64_t r, float *o
     return s;
 }
 
-static linnet_status load_norm(loader *l, int layer, const char *name, bool optional, norm *out,
-                               linnet_error *err) {
+static linnet_status load_norm(loader *l, int layer, const char *name, bool optional,
+                               norm_weights *out, linnet_error *err) {
     size_t d = (size_t)l->model->cfg.n_embd;
     char full[64];
     snprintf(full, sizeof full, "%s.weight", name);

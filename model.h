@@ -107,17 +107,17 @@ linnet_status config_heads(linnet_model *m, linnet_error *err);
 
 typedef struct {
     float *w, *b; /* [n]; b NULL for RMS norm */
-} norm;
+} norm_weights;
 
 typedef struct {
     const mixer_ops *mixer;
-    void *mixer_weights;                /* the mixer's own struct */
-    int window;                         /* of the mixer: tokens visible, 0 = all */
-    head_layout heads;                  /* of the mixer, if it has softmax attention */
-    int kv_slot;                        /* its place in the session's KV pages, -1: keeps none */
-    size_t state_at;                    /* its place in the session's fixed-size state */
-    norm attn_norm, ffn_norm;           /* before the mixer and the feed-forward; absent: w NULL */
-    norm attn_post_norm, ffn_post_norm; /* of their outputs; absent: w NULL */
+    void *mixer_weights;              /* the mixer's own struct */
+    int window;                       /* of the mixer: tokens visible, 0 = all */
+    head_layout heads;                /* of the mixer, if it has softmax attention */
+    int kv_slot;                      /* its place in the session's KV pages, -1: keeps none */
+    size_t state_at;                  /* its place in the session's fixed-size state */
+    norm_weights attn_norm, ffn_norm; /* before the mixer and the feed-forward; absent: w NULL */
+    norm_weights attn_post_norm, ffn_post_norm; /* of their outputs; absent: w NULL */
     matrix w_gate, w_up, w_down;
 } layer_weights;
 
@@ -141,7 +141,7 @@ struct linnet_model {
     size_t widest;      /* columns of the widest matrix */
     bool post_norms;    /* some layer normalizes its outputs */
     bool terrace;       /* some layer was trained with windows of whole blocks: modes apply */
-    norm out_norm;
+    norm_weights out_norm;
     matrix output; /* packed; the embedding too when tied */
     /* Read row by row from the file: [n_embd, n_rows], unused when tied; [n_embd, n_ctx_train],
      * NULL without learned positions. */

@@ -167,7 +167,7 @@ void pass_products(pass *p, int thread, const float *src, size_t cols, const pro
     multiply(p, thread, &a, products, n_products);
 }
 
-static void normalize(const pass *p, const norm *w, const float *x, float *out) {
+static void normalize(const pass *p, const norm_weights *w, const float *x, float *out) {
     const config *c = &p->m->cfg;
     if (c->norm == NORM_RMS)
         p->k->rms_norm(out, x, w->w, (size_t)c->n_embd, c->norm_eps);
@@ -198,8 +198,9 @@ static void check_finite(pass *p, size_t stage, size_t r, const float *x, size_t
 }
 
 /* Products of norm(x) of n rows, rows[i] or just i. */
-static void norm_products(pass *p, int thread, size_t stage, const norm *w, const size_t *rows,
-                          size_t n, const product *products, size_t n_products) {
+static void norm_products(pass *p, int thread, size_t stage, const norm_weights *w,
+                          const size_t *rows, size_t n, const product *products,
+                          size_t n_products) {
     size_t d = (size_t)p->m->cfg.n_embd;
     activations a = input_for(p, n, d, products, n_products);
     float *h = p->norm_row + (size_t)thread * d;
@@ -214,8 +215,8 @@ static void norm_products(pass *p, int thread, size_t stage, const norm *w, cons
 }
 
 /* Products of x, normalized if `w` is there. */
-static void begin_branch(pass *p, int thread, size_t stage, const norm *w, const product *products,
-                         size_t n_products) {
+static void begin_branch(pass *p, int thread, size_t stage, const norm_weights *w,
+                         const product *products, size_t n_products) {
     size_t d = (size_t)p->m->cfg.n_embd;
     if (w->w) {
         norm_products(p, thread, stage, w, NULL, p->n, products, n_products);
@@ -230,7 +231,7 @@ static void begin_branch(pass *p, int thread, size_t stage, const norm *w, const
 }
 
 /* x += W a, or x += norm(W a). */
-static void end_branch(pass *p, int thread, const norm *post, const activations *a,
+static void end_branch(pass *p, int thread, const norm_weights *post, const activations *a,
                        const matrix *w) {
     size_t d = (size_t)p->m->cfg.n_embd;
     const product add = {w, p->x, d, GEMM_ADD}, keep = {w, p->branch, d, GEMM_STORE};
