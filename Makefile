@@ -34,7 +34,7 @@ LIBS = $(shell pkg-config --libs $(PKGS)) -fopenmp -lm -lstdc++
 CLI_LIBS = $(shell pkg-config --libs jansson)
 
 ROOMS := weights tokenizer attention kernels_cpu session
-KERNELS_x86_64 := kernels_cpu/avx2.c kernels_cpu/avx512.c
+KERNELS_x86_64 := kernels_cpu/avx2.c kernels_cpu/avx512.c kernels_cpu/avx512_bf16.c
 KERNELS_aarch64 := kernels_cpu/neon.c kernels_cpu/neon_dot.c
 KERNELS_ELSEWHERE := $(filter-out $(KERNELS_$(ARCH)),$(KERNELS_x86_64) $(KERNELS_aarch64))
 LIB_SRC := $(wildcard *.c $(ROOMS:%=%/*.c) $(ROOMS:%=%/*.cc))
@@ -78,8 +78,10 @@ $(BUILD)/liblinnet.a: $(LIB_OBJ)
 
 # Loops that ask to be unrolled need not be where clang cannot: -Wno-pass-failed.
 $(BUILD)/kernels_cpu/avx2.c.o: ISA := -Wno-pass-failed -mavx2 -mfma -mf16c
-$(BUILD)/kernels_cpu/avx512.c.o: ISA := -Wno-pass-failed -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl \
-	-mavx512dq -mavx512vnni -mprefer-vector-width=512
+AVX512 := -Wno-pass-failed -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni \
+	-mprefer-vector-width=512
+$(BUILD)/kernels_cpu/avx512.c.o: ISA := $(AVX512)
+$(BUILD)/kernels_cpu/avx512_bf16.c.o: ISA := $(AVX512) -mavx512bf16
 $(BUILD)/kernels_cpu/neon.c.o: ISA := -Wno-pass-failed
 $(BUILD)/kernels_cpu/neon_dot.c.o: ISA := -Wno-pass-failed -march=armv8.2-a+dotprod
 $(BUILD)/%.c.o: %.c

@@ -56,7 +56,7 @@ typedef bool (*linnet_progress_fn)(void *user, const char *what, size_t done, si
 typedef enum {
     LINNET_ACT_AUTO,  /* 16-bit block activations against quantized weights, float32 otherwise */
     LINNET_ACT_EXACT, /* float32 everywhere */
-    LINNET_ACT_Q8     /* 8-bit block activations against quantized weights, as most engines do */
+    LINNET_ACT_Q8     /* as most engines: 8-bit blocks against quantized weights, bf16 with bf16 */
 } linnet_activations;
 typedef enum { LINNET_KV_F16 = 0, LINNET_KV_F32, LINNET_KV_Q8_0 } linnet_kv_type;
 typedef struct {

@@ -31,6 +31,7 @@ static activations make_input(const kernels *k, size_t n, size_t cols, bool narr
     size_t blocks = round_up(cols, BLOCK) / BLOCK * n;
     activations a = {.n = n, .cols = cols};
     a.f = room(blocks * BLOCK * sizeof *a.f);
+    if (narrow) a.rounded = room(blocks * BLOCK * sizeof *a.rounded);
     a.q = room(blocks * BLOCK * sizeof *a.q);
     a.scale = room(blocks * sizeof *a.scale);
     a.scaled_sum = room(blocks * sizeof *a.scaled_sum);
@@ -63,9 +64,9 @@ static void measure(const kernels *k, dtype type, size_t rows, size_t cols, bool
     w.panel_bytes = packed_panel_bytes(type, cols);
     w.data = room(rows / PANEL * w.panel_bytes);
     printf("| %s, %s |", dtype_get(type)->name,
-           narrow > 0            ? "8-bit"
-           : is_float_type(type) ? "f32"
-                                 : "16-bit");
+           is_float_type(type) ? narrow ? "bf16" : "f32"
+           : narrow            ? "8-bit"
+                               : "16-bit");
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
         activations x = make_input(k, counts[i], cols, narrow);
         float *y = room(counts[i] * rows * sizeof *y);
@@ -73,7 +74,8 @@ static void measure(const kernels *k, dtype type, size_t rows, size_t cols, bool
         if (i == 0) printf(" %.0f |", (double)(rows / PANEL * w.panel_bytes) / t * 1e-9);
         printf(" %.0f |", 2.0 * (double)(rows * cols * counts[i]) / t * 1e-9);
         fflush(stdout);
-        free(x.f), free(x.q), free(x.scale), free(x.scaled_sum), free(x.sum), free(x.wide), free(y);
+        free(x.f), free(x.rounded), free(x.q), free(x.scale), free(x.scaled_sum), free(x.sum),
+            free(x.wide), free(y);
     }
     printf("\n");
     free((void *)w.data);
@@ -96,7 +98,8 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         if (cols % dtype_get(types[i])->block) continue;
         measure(k, types[i], rows, cols, false);
-        if (!is_float_type(types[i])) measure(k, types[i], rows, cols, true);
+        if (!is_float_type(types[i]) || types[i] == DTYPE_BF16)
+            measure(k, types[i], rows, cols, true);
     }
     return 0;
 }

@@ -40,11 +40,12 @@ void precision_flags(flag_table *f, engine *e, const char *activations) {
     static const char *const exact_help =
         "exact: float32 activations, state and KV (the default here). auto: 16-bit block "
         "activations against quantized weights, float32 otherwise. q8: 8-bit block activations "
-        "against quantized weights";
+        "against quantized weights, bf16 against bf16 ones";
     static const char *const auto_help =
         "auto (the default here): 16-bit block activations against quantized weights, float32 "
         "otherwise. exact: float32 activations, state and KV. q8: 8-bit block activations against "
-        "quantized weights, less accurate: for comparing with engines that do so";
+        "quantized weights, bf16 against bf16 ones, less accurate: for comparing with engines that "
+        "do so";
     e->activations = activations;
     flags_title(f, "Precision");
     flag_choice(f, "--activations", "exact auto q8", &e->activations,

@@ -45,6 +45,7 @@ static size_t lay_out(const linnet_model *m, size_t rows, size_t partials, int t
     TAKE(attend_out, partials * round_up(m->most.head_dim, 16));
     TAKE(attend_sums, partials);
     TAKE(input.f, rows * widest);
+    if (m->act == LINNET_ACT_Q8) TAKE(input.rounded, rows * widest);
     if (m->act != LINNET_ACT_EXACT) {
         TAKE(input.q, rows * widest);
         TAKE(input.scale, rows * widest / BLOCK);
@@ -115,15 +116,19 @@ static void quantize_row_blocks(pass *p, const activations *a, size_t c, const f
 static activations input_for(const pass *p, size_t n_rows, size_t cols, const product *products,
                              size_t n) {
     activations a = p->input;
-    bool f = false, q = false;
+    bool f = false, rounded = false, q = false;
     a.n = n_rows;
     a.cols = cols;
     for (size_t i = 0; i < n; i++) {
-        bool exact = is_float_type(products[i].w->type) || p->m->act == LINNET_ACT_EXACT;
+        dtype type = products[i].w->type;
+        bool bf16 = type == DTYPE_BF16 && p->m->act == LINNET_ACT_Q8;
+        bool exact = !bf16 && (is_float_type(type) || p->m->act == LINNET_ACT_EXACT);
         f = f || exact;
-        q = q || !exact;
+        rounded = rounded || bf16;
+        q = q || !(exact || bf16);
     }
     if (!f) a.f = NULL;
+    if (!rounded) a.rounded = NULL;
     if (!q) a.q = NULL;
     return a;
 }

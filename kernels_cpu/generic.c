@@ -3,6 +3,7 @@
 #include "exp.h"
 #include "kernels.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -16,13 +17,18 @@ static float fold(const float *lanes) {
     return s[0];
 }
 
-static float dot_f32(const lane_block *w, const float *x) {
-    float even = 0, odd = 0;
-    for (int k = 0; k < BLOCK; k += 2) {
-        even = fmaf(w->f[k], x[k], even);
-        odd = fmaf(w->f[k + 1], x[k + 1], odd);
+/* acc + the block: a sum for each half of it, of each pair of columns the odd term first, as
+ * instructions that multiply pairs of bf16 do. */
+static float dot_f32(const lane_block *w, const float *x, float acc) {
+    for (int half = 0; half < BLOCK; half += BLOCK / 2) {
+        float sum = 0;
+        for (int k = half; k < half + BLOCK / 2; k += 2) {
+            sum = fmaf(w->f[k + 1], x[k + 1], sum);
+            sum = fmaf(w->f[k], x[k], sum);
+        }
+        acc += sum;
     }
-    return even + odd;
+    return acc;
 }
 
 static int32_t dot_i16(const int16_t *w, const int16_t *x, int n) {
@@ -36,7 +42,8 @@ static int32_t dot_i16(const int16_t *w, const int16_t *x, int n) {
 static float add_block(const matrix *w, const activations *x, const lane_block *lane, size_t b,
                        size_t c, float acc) {
     size_t at = b * x->n + c;
-    if (reads_f32(w->type, x)) return acc + dot_f32(lane, x->f + at * BLOCK);
+    const float *f = floats_for(w->type, x);
+    if (f) return dot_f32(lane, f + at * BLOCK, acc);
     const int16_t *q = x->q + at * BLOCK;
     if (w->type == DTYPE_Q6_K) {
         float low = (float)dot_i16(lane->q, q, 16) * lane->d[0];
@@ -59,7 +66,7 @@ static void gemm(const matrix *w, size_t p0, size_t p1, const activations *x, fl
             for (size_t b = 0; b < blocks; b++) {
                 lane_block lane;
                 packed_lane(w->type, panel, b, r % PANEL, &lane);
-                if (reads_f32(w->type, x)) lane_to_f32(w->type, &lane);
+                if (floats_for(w->type, x)) lane_to_f32(w->type, &lane);
                 for (size_t c = 0; c < tile; c++)
                     acc[c] = add_block(w, x, &lane, b, c0 + c, acc[c]);
             }
@@ -72,6 +79,11 @@ static void gemm(const matrix *w, size_t p0, size_t p1, const activations *x, fl
     }
 }
 
+static float round_bf16(float x) {
+    float r = bf16_to_f32(f32_to_bf16(x));
+    return fabsf(r) < FLT_MIN ? copysignf(0, x) : r;
+}
+
 static void quantize(const activations *a, size_t c, const float *x, size_t b0, size_t b1,
                      bool narrow) {
     const float limit = narrow ? NARROW : WIDE;
@@ -80,6 +92,9 @@ static void quantize(const activations *a, size_t c, const float *x, size_t b0, 
         float v[BLOCK] = {0};
         memcpy(v, x + b * BLOCK, min_size(BLOCK, a->cols - b * BLOCK) * sizeof(float));
         if (a->f) memcpy(a->f + at * BLOCK, v, sizeof v);
+        if (a->rounded)
+            for (int k = 0; k < BLOCK; k++)
+                a->rounded[at * BLOCK + k] = round_bf16(v[k]);
         if (!a->q) continue;
         float max = 0, poison = 0; /* poison: NaN if any value is NaN or infinite, else 0 */
         for (int k = 0; k < BLOCK; k++) {

@@ -1,6 +1,6 @@
 /* The CPU's hot loops behind one table per instruction set.
  *
- * generic.c is the oracle: plain C, one number at a time. avx2.c, avx512.c, neon.c and neon_dot.c
+ * generic.c is the oracle: plain C, one number at a time. avx2.c, avx512.h, neon.c and neon_dot.c
  * state a few vector primitives and share the loops of vector.h and products.h. All of them do the
  * same operations on each number in the same order (a vector's lanes are rows of a matrix,
  * positions or head dimensions, never terms of one sum), so every instruction set gives the same
@@ -15,8 +15,8 @@
  *
  *   f32          [32 columns][16 lanes] float
  *   f16          [32][16] uint16
- *   bf16         [16][16][2] uint16: two neighbouring columns of a row
- *   q8_0         d [16] f16; [8][16] uint32: bytes of a word are columns 4j..4j+3, plus 128
+ *   bf16         [16][16][2] uint16: two neighbouring columns of a row; zero for what is below
+ * 2^-126 q8_0         d [16] f16; [8][16] uint32: bytes of a word are columns 4j..4j+3, plus 128
  *   q4_0         d [16] f16; nibbles
  *   q4_1         d [16] f16; m [16] f16; nibbles
  *   q5_0, q5_1   as q4_0, q4_1, then high bits
@@ -32,11 +32,18 @@
  * ## Activations
  * A matrix product reads its input block-major, so that one block of many columns is contiguous
  * (here n = rows of activations = columns of the product). Matrices of float types take f [K/32]
- * [n][32], float32; quantized ones take q, or f where there is no q: q [K/32][n][32], whole numbers
- * in 16 bits in the kernels' own order, x ~ scale q. A block is narrow, |q| <= 127, or wide, |q| <=
- * 32639 (two signed bytes hold it): per block wide, scale, sum [2] of each half's q, scaled_sum =
- * scale (sum[0] + sum[1]). Products are summed exactly in int32 (|w| <= 255, 32 terms), so there is
- * one rounding per block.
+ * [n][32], float32, but bf16 ones take `rounded` where it is there: the same rounded to bf16 (zero
+ * below 2^-126), as float32 or, for kernels with a dot product of bf16, as [K/32][n][16][2] uint16.
+ * A block adds two sums, of its columns 0..15 and 16..31, each an fma per column from zero on, of
+ * every pair of columns the odd one first: what that dot product does, so all kernels give its
+ * bits. It takes numbers below 2^-126 as zero, so a product with `rounded` whose sums are that
+ * small, but not zero, is excluded from "the same bits".
+ *
+ * Quantized matrices take q, or f where there is no q: q [K/32][n][32], whole numbers in 16 bits in
+ * the kernels' own order, x ~ scale q. A block is narrow, |q| <= 127, or wide, |q| <= 32639 (two
+ * signed bytes hold it): per block wide, scale, sum [2] of each half's q, scaled_sum = scale
+ * (sum[0] + sum[1]). Products are summed exactly in int32 (|w| <= 255, 32 terms), so there is one
+ * rounding per block.
  */
 #ifndef KERNELS_H
 #define KERNELS_H
@@ -61,11 +68,10 @@ typedef struct {
     dtype type;
 } matrix;
 
-/* Input of a matrix product, see above; `f` is NULL or `q` is (then the rest is too), or neither.
- */
+/* Input of a matrix product, see above; what no matrix takes is NULL, with `q` all that follows. */
 typedef struct {
     size_t n, cols;
-    float *f;
+    float *f, *rounded;
     int16_t *q;
     float *scale, *scaled_sum;
     int32_t *sum;
@@ -112,8 +118,8 @@ typedef struct kernels {
     /* y[c * ldy + r] = (ADD: y +) sum_k W[r,k] x[c,k] + bias[r] for rows of panels [p0, p1). */
     void (*gemm)(const matrix *w, size_t p0, size_t p1, const activations *x, float *y, size_t ldy,
                  gemm_mode mode);
-    /* Row c of `a` from x [cols], blocks [b0, b1), to f and q as far as they are there. Columns
-     * past a->cols are zero. */
+    /* Row c of `a` from x [cols], blocks [b0, b1), to f, rounded and q as far as they are there.
+     * Columns past a->cols are zero. */
     void (*quantize)(const activations *a, size_t c, const float *x, size_t b0, size_t b1,
                      bool narrow);
     /* out = x / sqrt(mean(x^2) + eps) * w; sums in double, 16 interleaved partial sums. */
@@ -155,7 +161,7 @@ typedef struct kernels {
 linnet_status kernels_select(const char *isa, const kernels **out, linnet_error *err);
 extern const kernels kernels_generic;
 #ifdef __x86_64__
-extern const kernels kernels_avx2, kernels_avx512;
+extern const kernels kernels_avx2, kernels_avx512, kernels_avx512_bf16; /* both named avx512 */
 #elif defined(__aarch64__)
 extern const kernels kernels_neon, kernels_neon_dot; /* both are named neon */
 #endif
@@ -174,8 +180,10 @@ typedef struct {
 static inline bool is_float_type(dtype t) {
     return t == DTYPE_F32 || t == DTYPE_F16 || t == DTYPE_BF16;
 }
-static inline bool reads_f32(dtype t, const activations *x) {
-    return is_float_type(t) || !x->q;
+/* What a matrix of type t is multiplied with, NULL: q. */
+static inline const float *floats_for(dtype t, const activations *x) {
+    if (t == DTYPE_BF16 && x->rounded) return x->rounded;
+    return is_float_type(t) || !x->q ? x->f : NULL;
 }
 void packed_lane(dtype type, const uint8_t *panel, size_t block, size_t lane, lane_block *out);
 void lane_to_f32(dtype type, lane_block *lane); /* fills f from d, q, m */

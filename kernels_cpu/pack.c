@@ -160,6 +160,12 @@ static void pack_unit(dtype type, const uint8_t *s, size_t lane, uint8_t *u) {
     }
 }
 
+/* Two bf16 numbers; zero, with their sign, where they are below 2^-126. */
+static uint32_t flush_pair(uint32_t pair) {
+    uint32_t normal = ((pair & 0x7f807f80) + 0x7f807f80) & 0x80008000; /* exponent not 0 */
+    return pair & (0x80008000 | (normal - (normal >> 15)));
+}
+
 void pack_panel(dtype type, const void *src, size_t stride, size_t rows, size_t cols, void *panel) {
     uint8_t *out = panel;
     bool padded = rows < PANEL || (is_float_type(type) && cols % BLOCK);
@@ -173,8 +179,13 @@ void pack_panel(dtype type, const void *src, size_t stride, size_t rows, size_t 
             for (size_t k = 0; k < cols; k++)
                 memcpy(out + (k * PANEL + r) * 2, s + 2 * k, 2);
         } else if (type == DTYPE_BF16) {
-            for (size_t k = 0; k < cols; k++)
-                memcpy(out + (k / 2 * PANEL + r) * 4 + k % 2 * 2, s + 2 * k, 2);
+            for (size_t k = 0; k < cols; k += 2) {
+                uint16_t low, high = 0;
+                memcpy(&low, s + 2 * k, 2);
+                if (k + 1 < cols) memcpy(&high, s + 2 * k + 2, 2);
+                uint32_t pair = flush_pair(low | (uint32_t)high << 16);
+                memcpy(out + (k / 2 * PANEL + r) * 4, &pair, 4);
+            }
         } else {
             const dtype_info *info = dtype_get(type);
             size_t unit = packed_block_bytes(type);

@@ -163,34 +163,85 @@ INLINE vf add_sums(block_form form, const block *w, const activations *x, size_t
     return form == SCALE_AND_MIN ? V_FMA(w->m, V_SET1F(x->scaled_sum[at]), acc) : acc;
 }
 
-/* acc[c] += the block times column c of x, `n` (a constant) columns from `x0` on; the block's
- * columns are at `u`, in the file's type. Even and odd terms in two sums. */
-INLINE void add_f32(dtype type, const uint8_t *u, int half, const float *x0, int n, vf *acc) {
-    vf even[FLOAT_COLUMNS], odd[FLOAT_COLUMNS];
-    UNROLL for (int c = 0; c < n; c++) even[c] = odd[c] = V_SET1F(0.0f);
-    UNROLL for (int k = 0; k < BLOCK; k += 2) {
-        vf a = float_column(type, u, half, k), b = float_column(type, u, half, k + 1);
+/* A block of a float type, in the form it is packed in, and what it is multiplied with. */
+typedef struct {
+    const uint8_t *u;
+    size_t next; /* bytes to the block of the next strip */
+    int half;
+    const float *x; /* floats, or pairs of bf16: of BLOCK columns each */
+} float_block;
+
+/* sum[p][s][c] += columns 16p + i, 16p + i + 1 of block s times those of column c of x, the odd
+ * ones first; `pairs`: x is pairs of bf16. */
+INLINE void add_pair(dtype type, bool pairs, const float_block *b, int strips, const float *x,
+                     int n, int i, vf (*sum)[STRIPS][FLOAT_COLUMNS]) {
+    const size_t row = pairs ? BLOCK / 2 : BLOCK;
+    UNROLL for (int p = 0; p < 2; p++) UNROLL for (int odd = 1; odd >= (pairs ? 1 : 0); odd--) {
+        int k = p * BLOCK / 2 + i;
+        vf w[STRIPS];
+        UNROLL for (int s = 0; s < strips; s++) w[s] =
+            pairs ? load_f(b->u + s * b->next + k * PANEL * 2 + b->half * sizeof(vf))
+                  : float_column(type, b->u + s * b->next, b->half, k + odd);
         UNROLL for (int c = 0; c < n; c++) {
-            even[c] = V_FMA(a, V_SET1F(x0[c * BLOCK + k]), even[c]);
-            odd[c] = V_FMA(b, V_SET1F(x0[c * BLOCK + k + 1]), odd[c]);
+            vf v = V_SET1F(x[c * row + (pairs ? k / 2 : k + odd)]);
+            UNROLL for (int s = 0; s < strips; s++) sum[p][s][c] =
+                pairs ? V_DOT_BF16(w[s], v, sum[p][s][c]) : V_FMA(w[s], v, sum[p][s][c]);
         }
     }
-    UNROLL for (int c = 0; c < n; c++) acc[c * HALVES] += even[c] + odd[c];
 }
 
-INLINE void add_floats(dtype type, const uint8_t *u, int half, const float *x, size_t n, vf *acc) {
+/* acc[s][c] += block s times column c of x, for `strips` blocks and `n` columns (constants): a sum
+ * for each half of the block. */
+INLINE void add_columns_f32(dtype type, bool pairs, const float_block *b, int strips, size_t c0,
+                            int n, vf (*acc)[TILE * HALVES]) {
+    const float *x = b->x + c0 * (pairs ? BLOCK / 2 : BLOCK);
+    vf sum[2][STRIPS][FLOAT_COLUMNS];
+    UNROLL for (int p = 0; p < 2; p++) UNROLL for (int s = 0; s < strips; s++)
+        UNROLL for (int c = 0; c < n; c++) sum[p][s][c] = V_SET1F(0.0f);
+    if (n == 1)
+        UNROLL for (int i = 0; i < BLOCK / 2; i += 2)
+            add_pair(type, pairs, b, strips, x, n, i, sum);
+    else
+        _Pragma("GCC unroll 4") for (int i = 0; i < BLOCK / 2; i += 2)
+            add_pair(type, pairs, b, strips, x, n, i, sum);
+    UNROLL for (int s = 0; s < strips; s++) UNROLL for (int c = 0; c < n; c++) {
+        vf *to = acc[s] + (c0 + c) * HALVES;
+        *to = (*to + sum[0][s][c]) + sum[1][s][c];
+    }
+}
+
+INLINE void add_floats_of(dtype type, bool pairs, const float_block *b, int strips, size_t n,
+                          vf (*acc)[TILE * HALVES]) {
     size_t c = 0;
     for (; c + FLOAT_COLUMNS <= n; c += FLOAT_COLUMNS)
-        add_f32(type, u, half, x + c * BLOCK, FLOAT_COLUMNS, acc + c * HALVES);
+        add_columns_f32(type, pairs, b, strips, c, FLOAT_COLUMNS, acc);
+    for (; FLOAT_COLUMNS > 4 && c + 4 <= n; c += 4)
+        add_columns_f32(type, pairs, b, strips, c, 4, acc);
     for (; c + 2 <= n; c += 2)
-        add_f32(type, u, half, x + c * BLOCK, 2, acc + c * HALVES);
-    if (c < n) add_f32(type, u, half, x + c * BLOCK, 1, acc + c * HALVES);
+        add_columns_f32(type, pairs, b, strips, c, 2, acc);
+    for (; c < n; c++)
+        add_columns_f32(type, pairs, b, strips, c, 1, acc);
 }
 
-/* A block that was unpacked to [32][16 lanes] float32. */
-static __attribute__((noinline)) void add_unpacked(const float *f, int half, const float *x,
-                                                   size_t n, vf *acc) {
-    add_floats(DTYPE_F32, (const uint8_t *)f, half, x, n, acc);
+/* Many columns; not once for every matrix type that is unpacked to float32. */
+static __attribute__((noinline)) void add_floats(dtype type, bool pairs, const float_block *b,
+                                                 int strips, size_t n, vf (*acc)[TILE * HALVES]) {
+#define ADD(T, PAIRS)                                                                              \
+    do {                                                                                           \
+        if (STRIPS == 1 || strips == 1)                                                            \
+            add_floats_of(T, PAIRS, b, 1, n, acc);                                                 \
+        else                                                                                       \
+            add_floats_of(T, PAIRS, b, STRIPS, n, acc);                                            \
+    } while (0)
+    if (BF16_PAIRS && pairs)
+        ADD(DTYPE_BF16, BF16_PAIRS);
+    else if (type == DTYPE_BF16)
+        ADD(DTYPE_BF16, false);
+    else if (type == DTYPE_F16)
+        ADD(DTYPE_F16, false);
+    else
+        ADD(DTYPE_F32, false);
+#undef ADD
 }
 
 /* acc[s][c] += block s times column at + c of x, for `strips` (a constant) blocks and `n` columns,
@@ -251,6 +302,8 @@ INLINE void fetch(const uint8_t *p, size_t bytes) {
 INLINE void gemm_tile(dtype type, bool exact, const matrix *w, const uint8_t *panel, int strips,
                       bool few, const activations *x, size_t c0, size_t tile,
                       vf (*acc)[TILE * HALVES]) {
+    const bool pairs = BF16_PAIRS && type == DTYPE_BF16 && !exact;
+    const float *f = floats_for(type, x);
     size_t unit = packed_block_bytes(type), blocks = (w->cols + BLOCK - 1) / BLOCK;
     /* with strips, the same block of the next ones */
     size_t ahead = strips > 1            ? STRIPS * w->panel_bytes
@@ -269,16 +322,21 @@ INLINE void gemm_tile(dtype type, bool exact, const matrix *w, const uint8_t *pa
         UNROLL for (int half = 0; half < HALVES; half++) {
             vf(*to)[TILE * HALVES] = (vf(*)[TILE * HALVES])(acc[0] + half);
             if (is_float_type(type)) {
-                add_floats(type, u, half, x->f + at * BLOCK, tile, to[0]);
+                float_block block = {u, w->panel_bytes, half, f + at * BLOCK / (pairs ? 2 : 1)};
+                if (few)
+                    add_columns_f32(type, pairs, &block, 1, 0, (int)tile, to);
+                else
+                    add_floats(type, pairs, &block, strips, tile, to);
                 continue;
             }
             block blocks_of[STRIPS];
             UNROLL for (int s = 0; s < strips; s++)
                 unpack(type, u + s * w->panel_bytes, &scales[s], j, half, &blocks_of[s]);
             if (exact) {
-                float f[BLOCK * PANEL];
-                to_f32(type, &blocks_of[0], f);
-                add_unpacked(f, 0, x->f + at * BLOCK, tile, to[0]);
+                float unpacked[BLOCK * PANEL];
+                to_f32(type, &blocks_of[0], unpacked);
+                float_block block = {(const uint8_t *)unpacked, 0, 0, f + at * BLOCK};
+                add_floats(DTYPE_F32, false, &block, 1, tile, to);
             } else if (few) {
                 add_quantized(form_of(type), offset_of(type), blocks_of, 1, x, at, tile, true, to);
             } else {
@@ -352,7 +410,7 @@ INLINE void gemm_of(dtype type, bool exact, const matrix *w, size_t p0, size_t p
         gemm_few(type, exact, w, p0, p1, 3, x, y, ldy, mode);
         return;
     }
-    if (STRIPS > 1 && !exact)
+    if (STRIPS > 1 && (!exact || is_float_type(type)))
         for (; p + STRIPS <= p1; p += STRIPS)
             gemm_panels(type, exact, w, p, STRIPS, x, y, ldy, mode);
     for (; p < p1; p++)
@@ -363,7 +421,7 @@ static void gemm(const matrix *w, size_t p0, size_t p1, const activations *x, fl
                  gemm_mode mode) {
 #define CASE(T)                                                                                    \
     case T:                                                                                        \
-        if (reads_f32(T, x))                                                                       \
+        if (floats_for(T, x))                                                                      \
             gemm_of(T, true, w, p0, p1, x, y, ldy, mode);                                          \
         else                                                                                       \
             gemm_of(T, false, w, p0, p1, x, y, ldy, mode);                                         \
@@ -376,7 +434,10 @@ static void gemm(const matrix *w, size_t p0, size_t p1, const activations *x, fl
         gemm_of(DTYPE_F16, true, w, p0, p1, x, y, ldy, mode);
         break;
     case DTYPE_BF16:
-        gemm_of(DTYPE_BF16, true, w, p0, p1, x, y, ldy, mode);
+        if (BF16_PAIRS && x->rounded)
+            gemm_of(DTYPE_BF16, !BF16_PAIRS, w, p0, p1, x, y, ldy, mode);
+        else
+            gemm_of(DTYPE_BF16, true, w, p0, p1, x, y, ldy, mode);
         break;
         CASE(DTYPE_Q8_0);
         CASE(DTYPE_Q4_0);

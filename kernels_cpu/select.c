@@ -10,6 +10,8 @@
 static bool cpu_has(const kernels *k) {
 #ifdef __x86_64__
     __builtin_cpu_init();
+    if (k == &kernels_avx512_bf16)
+        return __builtin_cpu_supports("avx512bf16") && cpu_has(&kernels_avx512);
     if (k == &kernels_avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -26,7 +28,7 @@ static bool cpu_has(const kernels *k) {
 linnet_status kernels_select(const char *isa, const kernels **out, linnet_error *err) {
     static const kernels *const all[] = {
 #ifdef __x86_64__
-        &kernels_avx512, &kernels_avx2,
+        &kernels_avx512_bf16, &kernels_avx512, &kernels_avx2,
 #elif defined(__aarch64__)
         &kernels_neon_dot, &kernels_neon,
 #endif

@@ -8,7 +8,9 @@
  *   V_U8(p) V_I8(p)    LANES bytes to int32
  *   V_MAXI V_TOP V_TOTAL   the same of int32; the largest and the sum of a vector's lanes
  *   STRIPS             panels whose products share the activations in registers
- *   FLOAT_COLUMNS      columns of a float32 product that fit the registers, with two sums each
+ *   FLOAT_COLUMNS      columns of a float32 product whose sums fit the registers
+ *   V_DOT_BF16(a, b, c)   only where the CPU has it: c + a.odd*b.odd + a.even*b.even over pairs of
+ *                      bf16, added in this order, one rounding each
  *   QUERIES            queries of one attention tile that fit the registers
  *   TABLE, NAME        the kernels this file provides
  *
@@ -23,6 +25,12 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
+#ifdef V_DOT_BF16
+enum { BF16_PAIRS = 1 };
+#else
+enum { BF16_PAIRS = 0 };
+#define V_DOT_BF16(a, b, c) (c)
+#endif
 enum { HALVES = PANEL / LANES /* 1, 2, or quarters */, TILE = 48 };
 
 INLINE vf load_f(const void *p) {
@@ -97,6 +105,25 @@ INLINE void tail(const float *x, size_t n, float *out) {
 
 INLINE void store_quantized(int16_t *q, int i, vi n);
 
+/* To the nearest bf16, ties to even; NaN stays NaN, what is below 2^-126 becomes zero. */
+INLINE vf round_bf16(vf v) {
+    vi nan = v != v, bits = (vi)v;
+    bits = (bits | (nan & V_SET1I(0x00400000))) & ~(nan & V_SET1I(0xffff));
+    bits = (bits + V_SET1I(0x7fff) + ((bits >> 16) & V_SET1I(1))) & V_SET1I(~0xffff);
+    return (vf)(bits & (((bits & V_SET1I(0x7f800000)) != 0) | V_SET1I(INT32_MIN)));
+}
+
+/* Such numbers to element i. */
+INLINE void store_rounded(float *rounded, size_t i, vf v) {
+    typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+    if (!BF16_PAIRS) {
+        store_f(rounded + i, v);
+        return;
+    }
+    vh high = __builtin_convertvector((vi)v >> 16, vh);
+    memcpy((uint16_t *)rounded + i, &high, sizeof high);
+}
+
 static void quantize(const activations *a, size_t c, const float *x, size_t b0, size_t b1,
                      bool narrow) {
     enum { VECTORS = BLOCK / LANES, INFINITE = 0x7f800000 };
@@ -111,6 +138,9 @@ static void quantize(const activations *a, size_t c, const float *x, size_t b0, 
             src = padded;
         }
         if (a->f) memcpy(a->f + at * BLOCK, src, BLOCK * sizeof(float));
+        if (a->rounded)
+            UNROLL for (int i = 0; i < VECTORS; i++) store_rounded(
+                a->rounded, at * BLOCK + i * LANES, round_bf16(load_f(src + i * LANES)));
         if (!a->q) continue;
         vf v[VECTORS];
         vi most = V_SET1I(0); /* as bits: their order is that of the absolute values, NaN largest */

@@ -255,17 +255,18 @@ static void in_batches(const cell *c, float *out) {
 
 /* ---- The grid ------------------------------------------------------------------------------ */
 
-/* Precisions that differ from those before: other activations matter to quantized weights, other
- * keys and values to layers that keep them. */
+/* Precisions that differ from those before: other activations matter to quantized weights, and
+ * 8-bit ones to bf16; other keys and values to layers that keep them. */
 static bool matters(const precision *p, linnet_model *m) {
-    bool quantized = false;
+    bool quantized = false, bf16 = false;
     uint64_t dims[4];
     for (size_t i = 0; i < linnet_model_get_info(m)->n_tensors; i++) {
         const char *type;
         linnet_model_tensor(m, i, &type, dims, NULL);
         quantized = quantized || type[0] == 'q';
+        bf16 = bf16 || !strcmp(type, "bf16");
     }
-    if (p->act == LINNET_ACT_Q8) return quantized;
+    if (p->act == LINNET_ACT_Q8) return quantized || bf16;
     if (p->kv == LINNET_KV_Q8_0) return m->kv_layers && m->cfg.head_dim % BLOCK == 0;
     if (p->act == LINNET_ACT_AUTO && p->kv == LINNET_KV_F32) return m->kv_layers && quantized;
     return true;
@@ -426,11 +427,12 @@ static void add_all(const char *pattern, const feeding *feedings, size_t n) {
 }
 
 int main(void) {
-    /* Small integers against all mixers, not only where a golden model has them. */
+    /* Small integers and bf16 against all mixers, not only where a golden model has them. */
     static const char *const quantized[] = {
         "based_hybrid",       "hedgehog_softmax",  "lolcats_exp_sinks",  "lolcats_elu_adapter",
-        "gated_delta_groups", "delta_hybrid_list", "gated_delta_hybrid", "window_sinks"};
-    enum { QUANTIZED = sizeof quantized / sizeof *quantized };
+        "gated_delta_groups", "delta_hybrid_list", "gated_delta_hybrid", "window_sinks",
+        "based_hybrid",       "lolcats_exp_sinks", "gated_delta_hybrid", "window_sinks"};
+    enum { QUANTIZED = sizeof quantized / sizeof *quantized, INTEGERS = 8 };
     static const char *const many[] = {"llama_f16",
                                        "mistral_window",
                                        "window_sinks",
@@ -461,9 +463,9 @@ int main(void) {
     for (int i = 0; i < QUANTIZED; i++) {
         linnet_error err;
         snprintf(from, sizeof from, "tests/data/models/%s.gguf", quantized[i]);
-        snprintf(path[i], sizeof path[i], "%s/%s_%s.gguf", folder, quantized[i],
-                 i % 2 ? "q4_0" : "q8_0");
-        if (linnet_quantize(from, path[i], i % 2 ? "q4_0" : "q8_0", NULL, &err)) {
+        const char *type = i >= INTEGERS ? "bf16" : i % 2 ? "q4_0" : "q8_0";
+        snprintf(path[i], sizeof path[i], "%s/%s_%s.gguf", folder, quantized[i], type);
+        if (linnet_quantize(from, path[i], type, NULL, &err)) {
             fprintf(stderr, "%s\n", err.text);
             return 1;
         }

@@ -2,13 +2,15 @@
 #include "../kernels_cpu/kernels.h"
 #include "support.h"
 
+#include <float.h>
+
 static const dtype types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q8_0,
                               DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1,
                               DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
 enum { N_TYPES = sizeof types / sizeof *types };
 
-/* The vector tables that this CPU can run, NULL at the end. */
-static const kernels *tables[3];
+/* The tables that this CPU can run, NULL at the end; `tables`: those with vectors. */
+static const kernels *all_tables[5] = {&kernels_generic}, **const tables = all_tables + 1;
 
 static void find_tables(void) {
     static const char *const names[] = {"avx2", "avx512", "neon"};
@@ -17,6 +19,8 @@ static void find_tables(void) {
         if (kernels_select(names[i], &tables[n], NULL) == LINNET_OK) n++;
 #ifdef __aarch64__
     if (tables[0] != &kernels_neon) tables[n++] = &kernels_neon; /* runs wherever the better does */
+#else
+    if (n && tables[n - 1] == &kernels_avx512_bf16) tables[n++] = &kernels_avx512;
 #endif
     tables[n] = NULL;
 }
@@ -58,8 +62,9 @@ static void random_rows(dtype type, uint8_t *raw, size_t bytes) {
         case DTYPE_F16:
             d = f32_to_f16(f), memcpy(block, &d, 2);
             break;
-        case DTYPE_BF16:
-            d = f32_to_bf16(f), memcpy(block, &d, 2);
+        case DTYPE_BF16: /* some are below 2^-126 */
+            d = b % 19 == 3 ? (uint16_t)(b % 256 << 8 | 0x55) & 0x807f : f32_to_bf16(f);
+            memcpy(block, &d, 2);
             break;
         case DTYPE_Q6_K:
             memcpy(block + 208, &d, 2);
@@ -83,6 +88,8 @@ static weights make_weights(dtype type, size_t rows, size_t cols) {
     random_rows(type, raw, rows * stride);
     for (size_t r = 0; r < rows; r++)
         dequantize_row(type, raw + r * stride, w.values + r * cols, cols);
+    for (size_t i = 0; i < rows * cols && type == DTYPE_BF16; i++)
+        if (fabsf(w.values[i]) < FLT_MIN) w.values[i] = 0;
     for (size_t p = 0; p < panels; p++)
         pack_panel(type, raw + p * PANEL * stride, stride, min_size(PANEL, rows - p * PANEL), cols,
                    (uint8_t *)w.packed + p * w.m.panel_bytes);
@@ -95,10 +102,14 @@ static void free_weights(weights *w) {
     free(w->packed);
 }
 
-static activations make_activations(size_t n, size_t cols, bool quantized) {
+typedef enum { ALL_WIDE, ALL_NARROW, MIXED, FLOATS, ROUNDED } precision;
+
+static activations make_activations(size_t n, size_t cols, precision how) {
+    bool quantized = how < FLOATS;
     size_t padded = round_up(cols, BLOCK);
     activations a = {.n = n, .cols = cols};
     a.f = malloc(n * padded * sizeof(float));
+    if (how == ROUNDED) a.rounded = malloc(n * padded * sizeof(float));
     if (quantized) {
         a.q = malloc(n * padded * sizeof(int16_t));
         a.scale = malloc(n * padded / BLOCK * sizeof(float));
@@ -111,14 +122,13 @@ static activations make_activations(size_t n, size_t cols, bool quantized) {
 
 static void free_activations(activations *a) {
     free(a->f);
+    free(a->rounded);
     free(a->q);
     free(a->scale);
     free(a->scaled_sum);
     free(a->sum);
     free(a->wide);
 }
-
-typedef enum { ALL_WIDE, ALL_NARROW, MIXED, FLOATS } precision;
 
 static void fill(const kernels *k, activations *a, const float *x, precision how) {
     for (size_t c = 0; c < a->n; c++)
@@ -148,6 +158,15 @@ static void packed_rows_are_the_dequantized_rows(void **state) {
     }
 }
 
+/* The nearest number of 8 bits, or multiple of 2^-133, ties to even; zero below 2^-126. */
+static double to_bf16(double x) {
+    int exponent, step;
+    frexp(x, &exponent);
+    step = exponent > -125 ? exponent - 8 : -133;
+    double r = ldexp(nearbyint(ldexp(x, -step)), step);
+    return fabs(r) < FLT_MIN ? 0 : r;
+}
+
 /* y = W x (+ bias) (+ y) of `k`, into fresh memory. */
 static float *times(const kernels *k, const weights *w, const activations *a, const float *start,
                     gemm_mode mode) {
@@ -159,19 +178,22 @@ static float *times(const kernels *k, const weights *w, const activations *a, co
 }
 
 static void check_product(dtype type, size_t rows, size_t cols, size_t n, precision how) {
-    bool quantized = how != FLOATS;
+    bool quantized = how < FLOATS;
     weights w = make_weights(type, rows, cols);
     float *x = noises(n * cols, 3), *start = noises(n * rows, 1), *bias = noises(rows, 1);
+    for (size_t i = 5; i < n * cols; i += 23)
+        x[i] *= 1e-39f; /* as good as zero */
     gemm_mode mode = n % 2 ? GEMM_ADD : GEMM_STORE;
     if (rows % 2) w.m.bias = bias;
-    activations a = make_activations(n, cols, quantized);
+    activations a = make_activations(n, cols, how);
     fill(&kernels_generic, &a, x, how);
     float *expected = times(&kernels_generic, &w, &a, start, mode);
     for (size_t c = 0; c < n; c++)
         for (size_t r = 0; r < rows; r++) {
             double sum = 0, size = 0;
             for (size_t i = 0; i < cols; i++) {
-                double term = (double)w.values[r * cols + i] * x[c * cols + i];
+                double value = x[c * cols + i];
+                double term = w.values[r * cols + i] * (how == ROUNDED ? to_bf16(value) : value);
                 sum += term;
                 size += fabs(term);
             }
@@ -211,18 +233,73 @@ static void products_equal_generic_and_float64(void **state) {
                 size_t cols = block == 1 ? odd_columns[c] : column_counts[c];
                 if (cols % block) continue;
                 for (size_t b = 0; b < sizeof batch / sizeof *batch; b += 1 + (r + c) % 2)
-                    for (int how = is_float_type(types[t]) ? FLOATS : ALL_WIDE; how <= FLOATS;
-                         how++)
+                    for (int how = is_float_type(types[t]) ? FLOATS : ALL_WIDE;
+                         how <= (types[t] == DTYPE_BF16 ? ROUNDED : FLOATS); how++)
                         check_product(types[t], row_counts[r], cols, batch[b], (precision)how);
             }
     }
+}
+
+/* What activations are rounded to is what a matrix of ones on the diagonal gives back. */
+static void rounding_to_bf16_is_nearest_even(void **state) {
+    (void)state;
+    enum { COLS = BLOCK, ROWS = 400 };
+    static const uint32_t special[] = {0,          0x80000000, 0x3f808000, 0x3f818000, 0x3f807fff,
+                                       0x3f808001, 0xbf818000, 0x00000001, 0x007f7fff, 0x007f8000,
+                                       0x007fffff, 0x00800000, 0x807fffff, 0x80800000, 0x7f7f7fff,
+                                       0xff7f7fff, 0x7f000000, 0x3f7fffff, 0x00807fff, 0x00808000};
+    static float x[ROWS * COLS], y[ROWS * COLS];
+    uint16_t one[PANEL * COLS] = {0}, packed[PANEL * COLS];
+    for (size_t r = 0; r < PANEL; r++)
+        one[r * COLS + 2 * r] = 0x3f80; /* even columns; the odd ones in a second matrix */
+    for (size_t i = 0; i < ROWS * COLS; i++) {
+        uint32_t bits = (uint32_t)(seed >> 32);
+        noise();
+        if (i % 3 == 0) bits = (bits & 0xffff0000) | 0x8000; /* a tie */
+        if (bits << 1 >= 0xfeff0000u) bits = 0x40490fdb;     /* would be infinite */
+        if (i < sizeof special / sizeof *special) bits = special[i];
+        memcpy(&x[i], &bits, 4);
+    }
+    for (size_t odd = 0; odd < 2; odd++) {
+        if (odd) memmove(one + 1, one, sizeof one - 2), one[0] = 0;
+        pack_panel(DTYPE_BF16, one, COLS * 2, PANEL, COLS, packed);
+        matrix m = {(const uint8_t *)packed, NULL, PANEL, COLS, sizeof packed, DTYPE_BF16};
+        activations a = make_activations(ROWS, COLS, ROUNDED);
+        for (const kernels **k = all_tables; *k; k++) {
+            fill(*k, &a, x, ROUNDED);
+            (*k)->gemm(&m, 0, 1, &a, y, PANEL, GEMM_STORE);
+            for (size_t c = 0; c < ROWS; c++)
+                for (size_t r = 0; r < PANEL; r++) {
+                    double value = x[c * COLS + 2 * r + odd];
+                    if (!(y[c * PANEL + r] == to_bf16(value)))
+                        fail_msg("%s: %a became %a", (*k)->name, value, (double)y[c * PANEL + r]);
+                }
+        }
+        free_activations(&a);
+    }
+    static const float bad[] = {NAN, -NAN, INFINITY, -INFINITY, 0x1.ffffp127f};
+    for (size_t i = 0; i < 5; i++)
+        for (const kernels **k = all_tables; *k; k++) {
+            uint32_t worst = 0x7fffffff; /* the largest of all NaNs */
+            weights w = make_weights(DTYPE_BF16, 16, 64);
+            float in[64] = {0}, out[16];
+            in[40] = bad[i];
+            if (i == 1) memcpy(&in[40], &worst, 4);
+            activations a = make_activations(1, 64, ROUNDED);
+            fill(*k, &a, in, ROUNDED);
+            (*k)->gemm(&w.m, 0, 1, &a, out, 16, GEMM_STORE);
+            for (int r = 0; r < 16; r++)
+                assert_false(isfinite(out[r]));
+            free_activations(&a);
+            free_weights(&w);
+        }
 }
 
 static void panel_ranges_touch_only_their_rows(void **state) {
     (void)state;
     weights w = make_weights(DTYPE_Q4_1, 70, 64);
     float *x = noises(3 * 64, 1), *zeros = calloc(3 * 70, sizeof *zeros);
-    activations a = make_activations(3, 64, true);
+    activations a = make_activations(3, 64, ALL_WIDE);
     fill(&kernels_generic, &a, x, ALL_WIDE);
     float *whole = times(&kernels_generic, &w, &a, zeros, GEMM_STORE);
     for (const kernels **k = tables; *k; k++) {
@@ -249,7 +326,8 @@ static void quantization_is_close_and_keeps_nan(void **state) {
     for (int how = ALL_WIDE; how <= MIXED; how++)
         for (size_t cols = 1; cols < 100; cols += 7) {
             float *x = noises(2 * cols, powf(10, (float)(cols % 9) - 4));
-            activations a = make_activations(2, cols, true), b = make_activations(2, cols, true);
+            activations a = make_activations(2, cols, (precision)how),
+                        b = make_activations(2, cols, (precision)how);
             size_t padded = round_up(cols, BLOCK);
             fill(&kernels_generic, &a, x, (precision)how);
             for (size_t c = 0; c < 2; c++)
@@ -276,7 +354,7 @@ static void quantization_is_close_and_keeps_nan(void **state) {
     for (int i = 0; i < 3; i++) {
         float x[64] = {0};
         x[40] = bad[i];
-        activations a = make_activations(1, 64, true);
+        activations a = make_activations(1, 64, ALL_WIDE);
         fill(&kernels_generic, &a, x, ALL_WIDE);
         assert_true(a.scale[0] == 0 && isnan(a.scale[1]) && isnan(a.scaled_sum[1]));
         for (const kernels **k = tables; *k; k++) {
@@ -339,13 +417,12 @@ static void row_kernels_equal_generic_and_float64(void **state) {
 
 static void activations_saturate_and_keep_nan(void **state) {
     (void)state;
-    const kernels *all[4] = {&kernels_generic, tables[0], tables[0] ? tables[1] : NULL, NULL};
-    for (int t = 0; all[t]; t++) {
+    for (int t = 0; all_tables[t]; t++) {
         float x[32], up[32];
         for (int i = 0; i < 32; i++)
             x[i] = up[i] = 1;
         x[0] = 1e30f, x[1] = -1e30f, x[2] = -200, x[3] = NAN, x[4] = 200, x[17] = NAN;
-        all[t]->silu_mul(x, up, 32);
+        all_tables[t]->silu_mul(x, up, 32);
         assert_true(x[0] == 1e30f && fabsf(x[1]) < 1e-6f && fabsf(x[2]) < 1e-30f && x[4] == 200);
         assert_true(isnan(x[3]) && isnan(x[17]));
     }
@@ -382,8 +459,7 @@ static void check_attention(kv_kind kind, int head_dim, int n, int low, int high
     kv_view page = {k, v, kd, vd, n % 2 ? 64 : 0};
     attend_sum sums[16], expected_sums[16];
     float *out = malloc((size_t)n * padded * sizeof *out), *expected = NULL;
-    const kernels *all[4] = {&kernels_generic, tables[0], tables[0] ? tables[1] : NULL, NULL};
-    for (int t = 0; all[t]; t++) {
+    for (int t = 0; all_tables[t]; t++) {
         attend_query queries[16];
         for (int i = 0; i < n; i++) {
             int to = high - i % 3 > low ? high - i % 3 : low + 1;
@@ -392,12 +468,12 @@ static void check_attention(kv_kind kind, int head_dim, int n, int low, int high
                 out[i * padded + d] = i % 2 ? 0.25f : 0.0f;
             queries[i] = (attend_query){q + i * head_dim, out + i * padded, &sums[i], low, to};
         }
-        all[t]->attend(kind, &page, head_dim, queries, n);
+        all_tables[t]->attend(kind, &page, head_dim, queries, n);
         if (t) {
             if (memcmp(out, expected, (size_t)n * padded * sizeof *out) ||
                 memcmp(sums, expected_sums, (size_t)n * sizeof *sums))
                 fail_msg("%s: attention kind %d, head_dim %d, %d queries, [%d, %d) differs",
-                         all[t]->name, kind, head_dim, n, low, high);
+                         all_tables[t]->name, kind, head_dim, n, low, high);
             continue;
         }
         expected = malloc((size_t)n * padded * sizeof *out);
@@ -614,6 +690,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(packed_rows_are_the_dequantized_rows),
         cmocka_unit_test(products_equal_generic_and_float64),
+        cmocka_unit_test(rounding_to_bf16_is_nearest_even),
         cmocka_unit_test(panel_ranges_touch_only_their_rows),
         cmocka_unit_test(quantization_is_close_and_keeps_nan),
         cmocka_unit_test(row_kernels_equal_generic_and_float64),
