@@ -134,6 +134,10 @@ $(BUILD)/tests/%: $(BUILD)/emu/tests/%.cu.o $(EMU_OBJ) $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CXX) $(LDSAN) -o $@ $^ $(LIBS) -lcmocka
 
+# The same test for a real GPU.
+$(BUILD)/cuda/test_simt: $(BUILD)/cuda/tests/test_simt.cu.o $(BUILD)/cuda/kernels_cuda/device.cu.o $(BUILD)/liblinnet.a
+	$(call QUIET,LD)$(NVCC) -ccbin $(CXX) $(CUDA_CODE) -o $@ $^ $(patsubst -fopenmp,-Xcompiler -fopenmp,$(LIBS)) -lcmocka
+
 cuda: $(CUDA_OBJ) ## the CUDA kernels alone, with nvcc (CUDA_ARCHS="80 90")
 
 $(BUILD)/bench/%: bench/%.c $(BUILD)/liblinnet.a

@@ -14,7 +14,7 @@ extern "C" {
 typedef enum { SIMT_FORWARD, SIMT_REVERSE, SIMT_SHUFFLED } simt_order;
 void simt_set_order(simt_order order, uint64_t seed);
 
-/* Bytes that device_alloc can give in all; SIZE_MAX = no limit of its own (as at the start). */
+/* Bytes that device_alloc can give in all; at the start 16 GiB. */
 void simt_set_memory(size_t bytes);
 /* Dynamic and static shared memory that a block can have; at the start 99 KiB, the least of all
  * GPUs since sm_80. */

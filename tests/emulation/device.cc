@@ -21,7 +21,7 @@ struct work {
 
 std::mutex running; /* one launch at a time: the scheduler's globals */
 simt_machine machine = SIMT_GPU;
-size_t memory_limit = SIZE_MAX;
+size_t memory_limit = (size_t)16 << 30;
 uint64_t fault_at, n_launches;
 
 enum { SM_COUNT = 2, SM_THREADS = 2048, INDEX = 0, MOST_OVERLAPPED = 3 };
