@@ -488,6 +488,9 @@ static void test_overlapped(void **state) {
         for (int v : out)
             assert_int_equal(v, 9 + i);
     }
+    device_free(gpu, x);
+    device_free(gpu, y);
+    device_free(gpu, z);
 }
 
 /* ---- Conversions ------------------------------------------------------------------------- */
@@ -596,6 +599,7 @@ static void test_small_ones(void **state) {
     int *q = on_gpu<int>(n * 4);
     launch(stream, dim3(1), dim3(32), 0, small_ones, p, q, n);
     std::vector<int> out = back(q, n * 4);
+    device_free(gpu, p);
     for (unsigned i = 0; i < n; i++) {
         if (in[i] == in[i]) { /* NaN: GPUs differ from what CUDA's manual says */
             assert_int_equal(out[i * 4], rn[i]);
@@ -754,6 +758,8 @@ static void test_mma_tf32(void **state) {
         std::vector<float> got = back(pd, 128);
         assert_true(got[0] == (rounded ? -1 - 0x1p-10f : -1));
         assert_true(got[8] == (rounded ? -1 - 0x1p-10f : -1));
+        device_free(gpu, pa);
+        device_free(gpu, pb);
     }
 }
 
@@ -789,6 +795,7 @@ template <int N> static void check_ldmatrix() {
     uint32_t *q = on_gpu<uint32_t>(64 * N);
     launch(stream, dim3(1), dim3(32), 0, load_matrices<N>, p, q);
     std::vector<uint32_t> out = back(q, 64 * N);
+    device_free(gpu, p);
     for (unsigned lane = 0; lane < 32; lane++)
         for (unsigned i = 0; i < N; i++) {
             const uint16_t *m = &in[i * 64];

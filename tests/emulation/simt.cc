@@ -102,7 +102,8 @@ struct meeting {
 };
 
 struct warp {
-    unsigned ready, done; /* lanes: how many, which */
+    unsigned ready;         /* lanes that can run: how many */
+    unsigned done, waiting; /* lanes that have returned, that wait in an exchange: which */
     std::vector<std::unique_ptr<meeting>> meetings;
 };
 
@@ -116,6 +117,7 @@ struct block {
     std::vector<thread *> threads;
     std::vector<warp> warps;
     unsigned n_ready, n_done, n_arrived;
+    thread *first_arrived; /* at the barrier */
     uint64_t number;
     uint64_t releases; /* of the barrier: the scheduler starts its order anew */
     simt_votes votes, result;
@@ -293,10 +295,12 @@ void finished() {
     block *b = t->in;
     warp &w = warp_of(t);
     unsigned lane = 1u << t->index % 32;
-    for (thread *other : b->threads)
-        if ((b->n_arrived && other->at == AT_BARRIER) ||
-            (other->at == AT_EXCHANGE && &warp_of(other) == &w && other->mask & lane))
-            simt_fail("it returns while %s", where(other));
+    if (b->n_arrived) simt_fail("it returns while %s", where(b->first_arrived));
+    thread *const *lanes = &b->threads[t->index / 32 * 32];
+    unsigned waiting = w.waiting;
+    for (unsigned i = 0; waiting >> i; i++)
+        if (waiting >> i & 1 && lanes[i]->mask & lane)
+            simt_fail("it returns while %s", where(lanes[i]));
     if (!t->copies.empty() || !t->committed.empty())
         simt_fail("it returns before it has waited for its cp.async (%s:%d)",
                   (t->copies.empty() ? t->committed[0] : t->copies)[0].site.file,
@@ -322,8 +326,9 @@ block *take_block(const simt_grid &grid, unsigned index) {
     b->threads.clear();
     b->warps.resize((n + 31) / 32);
     for (warp &w : b->warps) {
-        w.ready = w.done = 0;
-        w.meetings.clear();
+        w.ready = w.done = w.waiting = 0;
+        for (auto &m : w.meetings)
+            m->arrived = 0;
     }
     b->n_ready = b->n_done = b->n_arrived = 0;
     b->number = ++n_blocks;
@@ -519,14 +524,13 @@ simt_votes simt_barrier(simt_site site, bool vote) {
             if (other->at == DONE)
                 simt_fail("it waits in %s (%s:%d), but %s", site.what, site.file, site.line,
                           where(other));
-    if (b->n_arrived)
-        for (thread *other : b->threads)
-            if (other->at == AT_BARRIER) {
-                if (!same_site(other->site, site))
-                    simt_fail("it waits in %s (%s:%d) while %s", site.what, site.file, site.line,
-                              where(other));
-                break;
-            }
+    if (!b->n_arrived) {
+        b->first_arrived = t;
+        t->site = site;
+    }
+    if (!same_site(b->first_arrived->site, site))
+        simt_fail("it waits in %s (%s:%d) while %s", site.what, site.file, site.line,
+                  where(b->first_arrived));
     b->votes.any |= vote;
     b->votes.all &= vote;
     b->votes.count += vote;
@@ -596,11 +600,13 @@ const unsigned char *simt_exchange(simt_site site, unsigned mask, const void *mi
     m->arrived |= 1u << lane;
     if (m->arrived != mask) {
         t->mask = mask;
+        w.waiting |= 1u << lane;
         wait(AT_EXCHANGE, site);
         return slots;
     }
     m->arrived = 0;
     m->phase ^= 1;
+    w.waiting &= ~mask;
     thread *const *first = &t->in->threads[t->index / 32 * 32];
     for (unsigned i = 0; i < 32; i++)
         if (mask >> i & 1 && i != lane) set_ready(first[i]);
