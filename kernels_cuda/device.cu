@@ -27,27 +27,11 @@ static void name_kernel(char *to, size_t size, const char *text) {
     snprintf(to, size, "%.*s", kernel_name_length(text), text);
 }
 
-/* Errors after which CUDA answers every call of the process with the same error. */
-static bool is_fault(cudaError_t e) {
-    switch (e) {
-    case cudaErrorIllegalAddress:
-    case cudaErrorLaunchTimeout:
-    case cudaErrorHardwareStackError:
-    case cudaErrorIllegalInstruction:
-    case cudaErrorMisalignedAddress:
-    case cudaErrorInvalidAddressSpace:
-    case cudaErrorInvalidPc:
-    case cudaErrorLaunchFailure:
-    case cudaErrorAssert:
-    case cudaErrorECCUncorrectable:
-    case cudaErrorNvlinkUncorrectable:
-    case cudaErrorContained:
-    case cudaErrorExternalDevice:
-    case cudaErrorUnknown:
-        return true;
-    default:
-        return false;
-    }
+/* After a fault every call answers with its error; others, asked for again, are gone. */
+static bool is_fault(device *d, cudaError_t e) {
+    if (e >= cudaErrorStreamCaptureUnsupported && e <= cudaErrorCapturedEvent) return false;
+    cudaGetLastError();
+    return cudaStreamQuery(d->stream) == e;
 }
 
 static void note(device *d, cudaError_t e) {
@@ -81,7 +65,7 @@ static linnet_status tell(device *d, linnet_error *err) {
     } else {
         snprintf(text, sizeof text, "GPU %d (%.64s): %s", d->index, name, what);
     }
-    if (is_fault(d->error)) memcpy(d->fault, text, sizeof text);
+    if (is_fault(d, d->error)) memcpy(d->fault, text, sizeof text);
     d->error = cudaSuccess;
     *d->kernel = 0;
     d->launches = 0;
@@ -309,7 +293,7 @@ bool device_prepare(device_stream s, const launch_shape &shape, const void *kern
 }
 
 void device_launched(device_stream s, const launch_shape &shape, cudaError_t error) {
-    if (error != cudaSuccess && s->error == cudaSuccess && !is_fault(error))
+    if (error != cudaSuccess && s->error == cudaSuccess && !is_fault(s, error))
         name_kernel(s->kernel, sizeof s->kernel, shape.text);
     note(s, error);
     if (error != cudaSuccess) return;

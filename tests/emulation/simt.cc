@@ -513,7 +513,8 @@ void simt_fail(const char *format, ...) {
 }
 
 static bool same_site(simt_site a, simt_site b) {
-    return a.line == b.line && !strcmp(a.what, b.what) && !strcmp(a.file, b.file);
+    return a.line == b.line && (a.what == b.what || !strcmp(a.what, b.what)) &&
+           (a.file == b.file || !strcmp(a.file, b.file));
 }
 
 simt_votes simt_barrier(simt_site site, bool vote) {
