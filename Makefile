@@ -42,11 +42,21 @@ LIB_SRC := $(filter-out run.c $(KERNELS_ELSEWHERE),$(LIB_SRC))
 CLI_SRC := run.c $(wildcard cli/*.c)
 LIB_OBJ := $(LIB_SRC:%=$(BUILD)/%.o)
 CLI_OBJ := $(CLI_SRC:%=$(BUILD)/%.o)
-TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)) \
+	$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcard tests/test_*.cu))
 BENCHES := $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
+# The CUDA sources, once for GPUs and once as plain C++ for the emulated GPU of the tests.
+NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_ARCHS ?= 80
+CUDA_SRC := $(wildcard kernels_cuda/*.cu)
+CUDA_OBJ := $(CUDA_SRC:%=$(BUILD)/cuda/%.o)
+EMU_SRC := $(filter-out kernels_cuda/device.cu,$(CUDA_SRC)) $(wildcard tests/emulation/*.cc)
+EMU_OBJ := $(EMU_SRC:%=$(BUILD)/emu/%.o)
+EMU_TEST_OBJ := $(patsubst %,$(BUILD)/emu/%.o,$(wildcard tests/test_*.cu))
+.SECONDARY: $(EMU_OBJ) $(EMU_TEST_OBJ)
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help FORCE demo chat deps bench test test-c test-cli test-export test-clients asan ubsan neon \
+.PHONY: all help FORCE demo chat deps cuda bench test test-c test-cli test-export test-clients asan ubsan neon \
 	fuzz format format-check install clean
 all: linnet
 	@command -v nvcc >/dev/null 2>&1 && [ -d kernels_cuda ] || \
@@ -92,6 +102,19 @@ $(BUILD)/%.cc.o: %.cc
 	@mkdir -p $(@D)
 	$(call QUIET,CXX)$(CXX) -std=c++17 $(CFLAGS) $(COMMON) $(CXXSAN) $(FLOAT) $(PKG_CFLAGS) -c -o $@ $<
 
+$(BUILD)/emu/%.o: %
+	@mkdir -p $(@D)
+	$(call QUIET,EMU)$(CXX) -x c++ -std=c++17 $(CFLAGS) $(COMMON) $(CXXSAN) $(FLOAT) -c -o $@ $<
+
+# Machine code for each of CUDA_ARCHS, and PTX of the last for GPUs to come. As on the CPU: a*b+c is
+# two roundings unless the source says fma.
+CUDA_CODE = $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a,code=sm_$a) \
+	-gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
+$(BUILD)/cuda/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(call QUIET,NVCC)$(NVCC) -std=c++17 -O2 -g -lineinfo -fmad=false -Werror all-warnings $(CUDA_CODE) \
+		-Xcompiler -Wall,-Wextra,-Werror,-fPIC,-fvisibility=hidden,-ffp-contract=off -MMD -MP -c -o $@ $<
+
 # A row of `linnet bench` says which sources it measured.
 $(BUILD)/cli/machine.c.o: COMMON += -include $(BUILD)/commit.h
 $(BUILD)/cli/machine.c.o: $(BUILD)/commit.h
@@ -108,6 +131,16 @@ $(BUILD)/tests/test_model_memory: LIBS += $(WRAPPED:%=-Wl,--wrap=%)
 $(BUILD)/tests/%: tests/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS) -lcmocka
+
+$(BUILD)/tests/%: $(BUILD)/emu/tests/%.cu.o $(EMU_OBJ) $(BUILD)/liblinnet.a
+	@mkdir -p $(@D)
+	$(call QUIET,LD)$(CXX) $(LDSAN) -o $@ $^ $(LIBS) -lcmocka
+
+# The same test for a real GPU.
+$(BUILD)/cuda/test_simt: $(BUILD)/cuda/tests/test_simt.cu.o $(BUILD)/cuda/kernels_cuda/device.cu.o $(BUILD)/liblinnet.a
+	$(call QUIET,LD)$(NVCC) -ccbin $(CXX) $(CUDA_CODE) -o $@ $^ $(patsubst -fopenmp,-Xcompiler -fopenmp,$(LIBS)) -lcmocka
+
+cuda: $(CUDA_OBJ) ## the CUDA kernels alone, with nvcc (CUDA_ARCHS="80 90")
 
 $(BUILD)/bench/%: bench/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
@@ -146,7 +179,7 @@ build/fuzz/%: tests/%.c
 	clang -std=c11 -O1 -g $(COMMON) $(FLOAT) -fsanitize=address,undefined,fuzzer -o $@ $< \
 		build/fuzzlib/liblinnet.a $(LIBS)
 
-FORMAT := $(shell git ls-files '*.c' '*.h' '*.cc' 2>/dev/null)
+FORMAT := $(shell git ls-files '*.c' '*.h' '*.cc' '*.cu' 2>/dev/null)
 format: ## clang-format every source
 	clang-format -i $(FORMAT)
 
@@ -162,4 +195,5 @@ install: linnet ## into PREFIX (default /usr/local); DESTDIR is honoured
 clean: ## remove what was built
 	rm -rf build linnet
 
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d)
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(EMU_OBJ:.o=.d) $(EMU_TEST_OBJ:.o=.d) \
+	$(CUDA_OBJ:.o=.d)

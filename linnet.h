@@ -41,7 +41,8 @@ typedef enum {
     LINNET_ERR_CONTEXT,     /* the session has no room for these tokens */
     LINNET_ERR_TOKENIZER,   /* the file has no vocabulary */
     LINNET_ERR_NUMERIC,     /* NaN or infinity: in weights, in a layer, in the logits */
-    LINNET_ERR_CANCELLED    /* a callback asked to stop */
+    LINNET_ERR_CANCELLED,   /* a callback asked to stop */
+    LINNET_ERR_DEVICE       /* no GPU, or it failed */
 } linnet_status;
 typedef struct {
     linnet_status code;

@@ -38,7 +38,8 @@ libs=$root/usr/lib/aarch64-linux-gnu
 export PKG_CONFIG_SYSROOT_DIR="$root" PKG_CONFIG_LIBDIR="$libs/pkgconfig"
 export PKG_CONFIG_ALLOW_SYSTEM_LIBS=1 QEMU_LD_PREFIX=/usr/aarch64-linux-gnu
 export QEMU_SET_ENV="LD_LIBRARY_PATH=$libs:/usr/aarch64-linux-gnu/lib"
-tests=$(printf '%s\n' tests/test_*.c | sed -e '/_memory/d' -e 's|\(.*\)\.c|build/neon/\1|')
+tests=$(printf '%s\n' tests/test_*.c tests/test_*.cu |
+    sed -e '/_memory/d' -e 's|\(.*\)\.cu*$|build/neon/\1|')
 # shellcheck disable=SC2086
 make --no-print-directory BUILD=build/neon ARCH=aarch64 CC=aarch64-linux-gnu-gcc \
     CXX=aarch64-linux-gnu-g++ CFLAGS="-O2 -g -I$root/usr/include" $tests build/neon/linnet

@@ -33,7 +33,10 @@ if [ "${1:-}" = --c ]; then
     shift
     tests=("$@")
 else
-    for t in tests/test_*.c; do tests+=("build/tests/$(basename "$t" .c)"); done
+    for t in tests/test_*.c tests/test_*.cu; do
+        t=$(basename "$t")
+        tests+=("build/tests/${t%.*}")
+    done
     make -s -j"$(nproc)" "${tests[@]}" bench linnet || { echo "0 passed, 1 failed"; exit 1; }
     all=1
 fi
