@@ -47,7 +47,9 @@ TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)) \
 BENCHES := $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
 # The CUDA sources, once for GPUs and once as plain C++ for the emulated GPU of the tests.
 NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
-CUDA_ARCHS ?= 80
+# Compute capabilities to build for: those of the GPUs here, else sm_80, whose PTX suits later ones.
+CUDA_ARCHS ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | \
+	sort -un),80)
 CUDA_SRC := $(wildcard kernels_cuda/*.cu)
 CUDA_OBJ := $(CUDA_SRC:%=$(BUILD)/cuda/%.o)
 EMU_SRC := $(filter-out kernels_cuda/device.cu,$(CUDA_SRC)) $(wildcard tests/emulation/*.cc)
@@ -56,11 +58,14 @@ EMU_TEST_OBJ := $(patsubst %,$(BUILD)/emu/%.o,$(wildcard tests/test_*.cu))
 .SECONDARY: $(EMU_OBJ) $(EMU_TEST_OBJ)
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help FORCE demo chat deps cuda bench test test-c test-cli test-export test-clients asan ubsan neon \
+.PHONY: all help FORCE demo chat deps cuda cuda-all emu test-cuda bench-cuda bench test test-c test-cli test-export test-clients asan ubsan neon \
 	fuzz format format-check install clean
+ifneq ($(NVCC),)
+all: linnet liblinnet_cuda.so
+else
 all: linnet
-	@command -v nvcc >/dev/null 2>&1 && [ -d kernels_cuda ] || \
-		echo "built for the CPU alone (this version has no CUDA backend yet)"
+	@echo "built for the CPU alone: there is no nvcc"
+endif
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -136,11 +141,44 @@ $(BUILD)/tests/%: $(BUILD)/emu/tests/%.cu.o $(EMU_OBJ) $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CXX) $(LDSAN) -o $@ $^ $(LIBS) -lcmocka
 
+# The library has its functions where a program has not linked them in: the emulated backend first.
+EMU_TESTS := $(BUILD)/tests/test_cuda $(BUILD)/tests/test_cuda_errors
+$(EMU_TESTS): $(BUILD)/%: %.c $(EMU_OBJ) $(BUILD)/liblinnet.a
+	@mkdir -p $(@D)
+	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -DEMULATED -o $@ $^ $(LIBS) -lcmocka
+
+emu: $(BUILD)/linnet-emu ## build/linnet-emu: linnet whose cuda backend is emulated on the CPU, for tests
+$(BUILD)/linnet-emu: $(CLI_OBJ) $(EMU_OBJ) $(BUILD)/liblinnet.a
+	$(call QUIET,LD)$(CC) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS)
+
+# Opened at run time; has CUDA's runtime inside, and needs nothing but the driver.
+liblinnet_cuda.so: $(CUDA_OBJ) $(BUILD)/weights/dtype.c.o
+	$(call QUIET,LD)$(NVCC) -shared -cudart static -Xlinker --exclude-libs,ALL $(CUDA_CODE) -o $@ $^
+
+# On a machine with a GPU: the same parity test against it.
+$(BUILD)/gpu/test_cuda: tests/test_cuda.c $(BUILD)/liblinnet.a liblinnet_cuda.so
+	@mkdir -p $(@D)
+	@ln -sf ../../liblinnet_cuda.so $(@D)/liblinnet_cuda.so
+	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) -o $@ $< $(BUILD)/liblinnet.a $(LIBS) -lcmocka
+
+test-cuda: $(BUILD)/cuda/test_simt $(BUILD)/gpu/test_cuda ## on a machine with a GPU: parity with the CPU, memcheck and racecheck
+	@scripts/test_cuda.sh $^
+
+bench-cuda: linnet liblinnet_cuda.so $(BUILD)/bench/cuda_limits $(BUILD)/bench/random_model ## on a machine with a GPU: its figures, into bench/results
+	@python3 bench/cuda.py
+
+cuda: liblinnet_cuda.so ## the CUDA backend alone, for CUDA_ARCHS, by default the GPUs here or sm_80 and PTX
+cuda-all: ## the CUDA backend for every GPU from sm_80 on that this nvcc knows
+	@$(MAKE) --no-print-directory cuda BUILD=build/all CUDA_ARCHS="$(filter $(shell $(NVCC) --list-gpu-arch | \
+		sed -n 's/compute_//p'),80 86 89 90 100)"
+
+$(BUILD)/bench/cuda_limits: $(BUILD)/cuda/bench/cuda_limits.cu.o $(BUILD)/cuda/kernels_cuda/device.cu.o $(BUILD)/weights/dtype.c.o
+	@mkdir -p $(@D)
+	$(call QUIET,LD)$(NVCC) -cudart static $(CUDA_CODE) -o $@ $^
+
 # The same test for a real GPU.
 $(BUILD)/cuda/test_simt: $(BUILD)/cuda/tests/test_simt.cu.o $(BUILD)/cuda/kernels_cuda/device.cu.o $(BUILD)/liblinnet.a
 	$(call QUIET,LD)$(NVCC) -ccbin $(CXX) $(CUDA_CODE) -o $@ $^ $(patsubst -fopenmp,-Xcompiler -fopenmp,$(LIBS)) -lcmocka
-
-cuda: $(CUDA_OBJ) ## the CUDA kernels alone, with nvcc (CUDA_ARCHS="80 90")
 
 $(BUILD)/bench/%: bench/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)

@@ -47,11 +47,16 @@ struct backend_ops {
     linnet_status (*write)(backend *b, void *memory, const void *host, size_t bytes,
                            linnet_error *err);
     linnet_status (*copy)(backend *b, void *to, const void *from, size_t bytes, linnet_error *err);
+    /* Memory of the host that forward may write to from the device: a session's logits. NULL: there is
+     * none. */
+    void *(*host_alloc)(backend *b, size_t bytes);
+    void (*host_free)(backend *b, void *memory); /* NULL is allowed */
 
     /* Computes all items; on success every session holds its new tokens. */
     linnet_status (*forward)(linnet_model *m, linnet_item *items, size_t n_items,
                              linnet_progress_fn progress, void *user, linnet_error *err);
     uint64_t (*activation_bytes)(const linnet_model *m, size_t rows);
+    uint64_t (*peak_bytes)(backend *b); /* the most of the device's memory held; 0: the host's */
     void (*close)(backend *b);
 };
 

@@ -80,23 +80,22 @@ typedef struct {
     const char *name;           /* general.name or "" */
     const char *tokenizer;      /* "bpe/smollm", "sentencepiece", "none" */
     const char *chat_template;  /* "chatml", ...; "unknown": present, not recognised; "none" */
-    const char *isa;            /* the kernels in use; of the CPU; or "none" */
+    const char *isa;            /* the kernels in use, of the CPU, or "none" */
     const char *backend, *note; /* "cpu", "cuda:0 (NVIDIA H200)"; why auto took the CPU, or "" */
     int threads, n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff; /* heads: first layer's */
-    int n_vocab;       /* tokens in the vocabulary (0 without one) */
-    int n_rows;        /* rows of the output matrix = floats per row of logits */
-    int n_ctx_train;   /* trained context length */
-    bool ctx_is_limit; /* learned positions: the trained length cannot be exceeded */
-    int32_t bos, eos;  /* -1 when the file names none */
-    bool add_bos;      /* the file asks for BOS before a text */
-    uint64_t n_params, file_bytes, weight_bytes; /* weight_bytes: as held in memory */
-    uint64_t n_tensors, n_metadata;
+    int n_vocab, n_rows; /* tokens in the vocabulary, 0 without one; floats per row of logits */
+    int n_ctx_train;     /* trained context length */
+    bool ctx_is_limit;   /* learned positions: the trained length cannot be exceeded */
+    bool add_bos;        /* the file asks for BOS before a text */
+    int32_t bos, eos;    /* -1 when the file names none */
+    uint64_t n_tensors, n_metadata, n_params, file_bytes, weight_bytes; /* ... as held in memory */
 } linnet_model_info;
 const linnet_model_info *linnet_model_get_info(const linnet_model *m);
 /* The mixer of one layer ("softmax", ...) and its window in tokens (0 = whole context). */
 const char *linnet_model_mixer(const linnet_model *m, int layer, int *window);
 /* Bytes of state that a session of `n_tokens` holds, exactly as allocated; its windows slide. */
 uint64_t linnet_model_state_bytes(const linnet_model *m, linnet_kv_type kv, uint64_t n_tokens);
+uint64_t linnet_model_gpu_bytes(const linnet_model *m); /* the most of a GPU's held so far, or 0 */
 /* Bytes of activations that a prefill piece of the largest size needs. */
 uint64_t linnet_model_activation_bytes(const linnet_model *m);
 /* Tensor i < n_tensors: returns its name; dims[4] are in GGUF order (dims[0] contiguous). */
@@ -116,7 +115,7 @@ enum {
  * *n to the number there are; call again with a larger buffer when *n > cap. */
 linnet_status linnet_tokenize(const linnet_model *m, const char *text, size_t bytes, unsigned flags,
                               int32_t *ids, size_t cap, size_t *n, linnet_error *err);
-/* Back, all at once; same rule, no terminator. Special tokens give text if flags parse them. */
+/* Back, all at once; no terminator. Special tokens give text if flags parse them. */
 linnet_status linnet_detokenize(const linnet_model *m, const int32_t *ids, size_t n, unsigned flags,
                                 char *text, size_t cap, size_t *bytes, linnet_error *err);
 /* True for tokens that end a text: EOS, end-of-turn and their kind. */

@@ -211,6 +211,19 @@ static linnet_status load_layer(loader *l, int i, linnet_error *err) {
     return load_biased(l, i, "ffn_down", d, ff, &w->w_down, err);
 }
 
+/* What the CPU reads row by row from the file, for backends that keep all weights. */
+static linnet_status load_rows(loader *l, linnet_error *err) {
+    linnet_model *m = l->model;
+    const config *c = &m->cfg;
+    size_t d = (size_t)c->n_embd, rows = (size_t)c->n_rows, ctx = (size_t)c->n_ctx_train;
+    linnet_status s = LINNET_OK;
+    if (!c->tied)
+        s = load_matrix(l, -1, "token_embd.weight", rows, 0, rows, d, &m->packed_embedding, err);
+    if (!s && c->learned_positions)
+        s = load_matrix(l, -1, "position_embd.weight", ctx, 0, ctx, d, &m->packed_positions, err);
+    return s;
+}
+
 static linnet_status load_all(loader *l, linnet_error *err) {
     linnet_model *m = l->model;
     const config *c = &m->cfg;
@@ -221,6 +234,7 @@ static linnet_status load_all(loader *l, linnet_error *err) {
     if (c->learned_positions && (s = require(l, -1, "position_embd.weight", (size_t)c->n_embd,
                                              (size_t)c->n_ctx_train, &m->positions, err)))
         return s;
+    if (!m->backend->ops->host_memory && (s = load_rows(l, err))) return s;
     for (int i = 0; i < c->n_layers; i++)
         if ((s = load_layer(l, i, err))) return s;
     if ((s = load_norm(l, -1, "output_norm", false, &m->out_norm, err))) return s;
@@ -613,6 +627,10 @@ uint64_t linnet_model_state_bytes(const linnet_model *m, linnet_kv_type kv, uint
 kv_kind model_kv_kind(const linnet_model *m, linnet_kv_type kv) {
     if (m->act == LINNET_ACT_EXACT || kv == LINNET_KV_F32) return KV_F32;
     return kv == LINNET_KV_Q8_0 ? KV_Q8_0 : KV_F16;
+}
+
+uint64_t linnet_model_gpu_bytes(const linnet_model *m) {
+    return m->backend->ops->peak_bytes(m->backend);
 }
 
 uint64_t linnet_model_activation_bytes(const linnet_model *m) {

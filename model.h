@@ -146,6 +146,8 @@ struct linnet_model {
     /* Read row by row from the file: [n_embd, n_rows], unused when tied; [n_embd, n_ctx_train],
      * NULL without learned positions. */
     const gguf_tensor *embedding, *positions;
+    /* The same, packed, for a backend that gathers rows itself (!host_memory). */
+    matrix packed_embedding, packed_positions;
     linnet_model_info info;
     linnet_activations act;
     bool loaded;   /* weights are there: not opened with metadata_only */

@@ -3,7 +3,7 @@
  *   build/bench/random_model SHAPE PATTERN TYPE OUT.gguf
  *
  * SHAPE    smol135, smol360 (SmolLM2), tiny1b (TinyLlama-1.1B), based360 (based-360m), delta1b (24
- *          layers of 2048, 16 heads of 128), toy
+ *          layers of 2048, 16 heads of 128), llama8b (Llama 3), toy
  * PATTERN  the layers' mixers, repeated until there are enough: MIXER[:WINDOW][*COUNT],...
  *          MIXER: softmax, lolcats (window 64 unless said), hedgehog, based_taylor, short_conv,
  *          delta_net, gated_delta_net. Or one word:
@@ -30,6 +30,7 @@ static const shape shapes[] = {{"smol135", 30, 576, 1536, 9, 3, 49152, true},
                                {"tiny1b", 22, 2048, 5632, 32, 4, 32000, false},
                                {"based360", 27, 1024, 2048, 16, 16, 50264, true},
                                {"delta1b", 24, 2048, 5632, 16, 16, 32000, false},
+                               {"llama8b", 32, 4096, 14336, 32, 8, 128256, false},
                                {"toy", 4, 128, 256, 4, 2, 512, true}};
 
 static const struct {

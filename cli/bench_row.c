@@ -107,8 +107,9 @@ static void set_real(json_t *row, const char *key, double value) {
 }
 
 bool complete_row(json_t *row, const json_t *found, const bench_test *t) {
-    static const char *const kept[] = {"n_threads", "isa", "peak_rss_bytes",
-                                       "pinned",    "oom", "error"};
+    static const char *const kept[] = {"n_threads",      "isa",    "backends", "gpu_info",
+                                       "peak_rss_bytes", "pinned", "oom",      "error",
+                                       "peak_vram_bytes"};
     for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
         if (json_object_get(found, kept[i]))
             json_object_set(row, kept[i], json_object_get(found, kept[i]));

@@ -68,6 +68,21 @@ static void forget(backend *b, linnet_model *m) {
     scratch_free(m->scratch);
 }
 
+static void *plain_alloc(backend *b, size_t bytes) {
+    (void)b;
+    return malloc(bytes);
+}
+
+static void plain_free(backend *b, void *memory) {
+    (void)b;
+    free(memory);
+}
+
+static uint64_t no_device(backend *b) {
+    (void)b;
+    return 0;
+}
+
 static void close_nothing(backend *b) {
     (void)b;
 }
@@ -85,8 +100,11 @@ static const backend_ops cpu_ops = {
     .read = host_copy,
     .write = host_copy,
     .copy = host_copy,
+    .host_alloc = plain_alloc,
+    .host_free = plain_free,
     .forward = forward_cpu,
     .activation_bytes = forward_activation_bytes,
+    .peak_bytes = no_device,
     .close = close_nothing,
 };
 

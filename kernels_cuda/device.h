@@ -36,6 +36,8 @@ typedef struct {
  *   DEVICE                     in front of a function that kernels call
  *   SHARED(type, name, [n][m]) an array of the block, 16-byte aligned, not initialised
  *   DYNAMIC_SHARED(type, name) type *name: the launch's shared_bytes, 16-byte aligned
+ *   UNROLL, UNROLL_BY_4        in front of a loop over arrays that are to be registers
+ *   f16_pair(low, high)        two numbers as f16 in one word
  *   load16(p)                  16 bytes, 16-byte aligned, as a uint4
  *   f16_to_float, float_to_f16, bf16_to_float, float_to_bf16
  *                              rounding to nearest even; a NaN becomes 0x7fff (float: 0x7fffffff

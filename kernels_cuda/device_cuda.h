@@ -8,6 +8,8 @@
 #include <cuda_runtime.h>
 
 #define DEVICE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
+#define UNROLL_BY_4 _Pragma("unroll 4")
 #define SHARED(type, name, ...) __shared__ __align__(16) type name __VA_ARGS__
 #define DYNAMIC_SHARED(type, name)                                                                 \
     extern __shared__ uint4 dynamic_shared_memory[];                                               \
@@ -22,6 +24,10 @@ DEVICE float f16_to_float(uint16_t h) {
 }
 DEVICE uint16_t float_to_f16(float f) {
     return __half_as_ushort(__float2half_rn(f));
+}
+DEVICE uint32_t f16_pair(float low, float high) {
+    __half2 pair = __floats2half2_rn(low, high);
+    return *(uint32_t *)&pair;
 }
 DEVICE float bf16_to_float(uint16_t h) {
     return __uint_as_float((uint32_t)h << 16);

@@ -2,31 +2,41 @@
 # Runs the tests and closes with one line that counts them.
 #   scripts/test.sh             everything: C tests, the command line, the exporter, bench/
 #   scripts/test.sh --c FILE... the C tests named and the command line
-# EMULATOR=program: what runs the C tests of another machine.
+# EMULATOR=program: what runs the C tests of another machine. The tests of the emulated GPU take
+# longest, one core, and run beside the others.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 passed=0 failed=0 tests=()
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
 
-# $1: a name; the rest: a command whose output has cmocka's or our own counts.
-run() {
-    local name=$1 log status start
+# $1: a name; the rest: a command. Leaves its output, exit status and seconds.
+execute() {
+    local name=$1 start=$SECONDS
     shift
-    log=$(mktemp)
-    start=$SECONDS
-    "$@" >"$log" 2>&1
-    status=$?
-    local ok bad
+    "$@" >"$logs/$name.log" 2>&1
+    echo "$? $((SECONDS - start))" >"$logs/$name.end"
+}
+
+# Counts what a finished test says of itself, in cmocka's words or ours.
+report() {
+    local name=$1 log=$logs/$1.log status seconds ok bad
+    read -r status seconds <"$logs/$name.end"
     ok=$(grep -cE '^\[       OK \]|^ok |\.\.\. ok$' "$log")
     bad=$(grep -cE '^\[  FAILED  \] [a-zA-Z_0-9]+$|^not ok |\.\.\. (FAIL|ERROR)$' "$log")
-    if [ $status -ne 0 ] && [ "$bad" -eq 0 ]; then bad=1; fi
+    if [ "$status" -ne 0 ] && [ "$bad" -eq 0 ]; then bad=1; fi
     passed=$((passed + ok)) failed=$((failed + bad))
-    if [ $status -ne 0 ] || [ "$bad" -ne 0 ]; then
+    if [ "$status" -ne 0 ] || [ "$bad" -ne 0 ]; then
         cat "$log"
         echo "FAIL $name (exit $status)"
     else
-        echo "ok   $name: $ok checks, $((SECONDS - start)) s"
+        echo "ok   $name: $ok checks, $seconds s"
     fi
-    rm -f "$log"
+}
+
+run() {
+    execute "$@"
+    report "$1"
 }
 
 if [ "${1:-}" = --c ]; then
@@ -37,10 +47,18 @@ else
         t=$(basename "$t")
         tests+=("build/tests/${t%.*}")
     done
-    make -s -j"$(nproc)" "${tests[@]}" bench linnet || { echo "0 passed, 1 failed"; exit 1; }
+    make -s -j"$(nproc)" "${tests[@]}" bench build/linnet || { echo "0 passed, 1 failed"; exit 1; }
+    export LINNET=build/linnet # has no CUDA library beside it: what is tested does not depend on a GPU
     all=1
 fi
-for t in "${tests[@]}"; do run "$(basename "$t")" ${EMULATOR:+"$EMULATOR"} "$t"; done
+beside=()
+for t in "${tests[@]}"; do
+    case $t in */test_cuda*) beside+=("$t") ;; esac
+done
+for t in "${beside[@]}"; do execute "$(basename "$t")" ${EMULATOR:+"$EMULATOR"} "$t"; done &
+for t in "${tests[@]}"; do
+    case $t in */test_cuda*) ;; *) run "$(basename "$t")" ${EMULATOR:+"$EMULATOR"} "$t" ;; esac
+done
 [ -f tests/test_cli.sh ] && run test_cli bash tests/test_cli.sh
 if [ -n "${all:-}" ]; then
     for t in tests/test_*.py; do
@@ -48,5 +66,7 @@ if [ -n "${all:-}" ]; then
         run "$t" .venv/bin/python -m unittest -v "tests.$t"
     done
 fi
+wait
+for t in "${beside[@]}"; do report "$(basename "$t")"; done
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

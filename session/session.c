@@ -56,8 +56,8 @@ linnet_status linnet_session_new(linnet_session **out, linnet_model *m,
     size_t row = (size_t)m->cfg.n_rows * sizeof(float);
     if (s) s->model = m;
     if (s) atomic_fetch_add(&m->owners, 1);
-    if (s) s->logits = malloc(row);
-    if (s) s->pending = malloc(row);
+    if (s) s->logits = m->backend->ops->host_alloc(m->backend, row);
+    if (s) s->pending = m->backend->ops->host_alloc(m->backend, row);
     if (!s || !s->logits || !s->pending) {
         linnet_session_free(s);
         return fail(err, LINNET_ERR_MEMORY, "no memory for a session");
@@ -84,8 +84,8 @@ void linnet_session_free(linnet_session *s) {
     backend *b = s->model->backend;
     b->ops->free(b, s->state, s->model->state_bytes);
     free(s->tokens);
-    free(s->logits);
-    free(s->pending);
+    b->ops->host_free(b, s->logits);
+    b->ops->host_free(b, s->pending);
     model_release(s->model);
     free(s);
 }
@@ -158,7 +158,8 @@ static linnet_status reserve(const linnet_item *item, linnet_error *err) {
         s->tokens_cap = cap;
     }
     size_t row = (size_t)s->model->cfg.n_rows * sizeof(float);
-    if (!s->pending && !(s->pending = malloc(row)))
+    backend *b = s->model->backend;
+    if (!s->pending && !(s->pending = b->ops->host_alloc(b, row)))
         return fail(err, LINNET_ERR_MEMORY, "no memory for %zu bytes of logits", row);
     return kv_reserve(&s->kv, s->n_tokens, need, err);
 }
@@ -191,7 +192,8 @@ static void roll_back(const linnet_item *item, const uint8_t *copy, linnet_statu
     kv_truncate(&s->kv, s->n_tokens);
     if (copy)
         s->lost = b->ops->copy(b, s->state, copy, s->model->state_bytes, NULL);
-    else if (s->state && (status == LINNET_ERR_NUMERIC || status == LINNET_ERR_CANCELLED))
+    else if (s->state && (status == LINNET_ERR_NUMERIC || status == LINNET_ERR_CANCELLED ||
+                          status == LINNET_ERR_DEVICE))
         s->lost = true;
 }
 

@@ -541,7 +541,7 @@ static linnet_status get_session(source *from, const state_head *head, linnet_se
         return s;
     size_t row = (size_t)m->cfg.n_rows * sizeof(float);
     if (fresh->has_logits) {
-        if (!(fresh->logits = malloc(row)))
+        if (!(fresh->logits = m->backend->ops->host_alloc(m->backend, row)))
             return fail(from->err, LINNET_ERR_MEMORY, "%s: no memory for %zu bytes of logits",
                         from->name, row);
         if ((s = get(from, fresh->logits, row))) return s;
@@ -583,8 +583,9 @@ static linnet_status load(source *from, linnet_session *x) {
     }
     kv_free(&fresh.kv);
     free(fresh.tokens);
-    x->model->backend->ops->free(x->model->backend, fresh.state, x->model->state_bytes);
-    free(fresh.logits);
+    backend *b = x->model->backend;
+    b->ops->free(b, fresh.state, x->model->state_bytes);
+    b->ops->host_free(b, fresh.logits);
     return s;
 }
 
@@ -644,7 +645,7 @@ linnet_status linnet_session_fork(const linnet_session *x, linnet_session **out,
     f->kv = (kv_cache){.layout = x->kv.layout};
     f->tokens_cap = x->n_tokens;
     f->tokens = x->n_tokens ? malloc(x->n_tokens * sizeof *f->tokens) : NULL;
-    f->logits = x->has_logits ? malloc(row) : NULL;
+    f->logits = x->has_logits ? m->backend->ops->host_alloc(m->backend, row) : NULL;
     f->state = NULL;
     f->pending = NULL;
     atomic_fetch_add(&m->owners, 1);

@@ -6,6 +6,10 @@
 
 #include "../common.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum {
     DTYPE_F32 = 0,
     DTYPE_F16 = 1,
@@ -52,5 +56,9 @@ static inline float bf16_to_f32(uint16_t h) {
     return v.f;
 }
 uint16_t f32_to_bf16(float f); /* round to nearest even; NaN stays NaN */
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

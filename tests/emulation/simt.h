@@ -28,6 +28,8 @@ extern "C" {
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define DEVICE __device__ __forceinline__
+#define UNROLL
+#define UNROLL_BY_4
 
 /* ---- Vectors ----------------------------------------------------------------------------- */
 struct uint3 {
@@ -238,6 +240,9 @@ DEVICE float f16_to_float(uint16_t h) {
 }
 DEVICE uint16_t float_to_f16(float f) {
     return f != f ? 0x7fff : f32_to_f16(f);
+}
+DEVICE uint32_t f16_pair(float low, float high) {
+    return float_to_f16(low) | (uint32_t)float_to_f16(high) << 16;
 }
 DEVICE float bf16_to_float(uint16_t h) {
     return bf16_to_f32(h);
