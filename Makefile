@@ -130,12 +130,20 @@ $(BUILD)/commit.h: FORCE
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 FORCE:
 
+# Has texts inside.
+$(BUILD)/cli/texts.c.o: data/haystack.txt data/factbook.jsonl
+
 # This one decides which of the library's allocations fail.
 WRAPPED := malloc calloc realloc aligned_alloc strdup mmap pthread_create
 $(BUILD)/tests/test_model_memory: LIBS += $(WRAPPED:%=-Wl,--wrap=%)
 $(BUILD)/tests/%: tests/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS) -lcmocka
+
+# Looks at the command from the inside.
+$(BUILD)/tests/test_recall: tests/test_recall.c $(filter-out $(BUILD)/run.c.o,$(CLI_OBJ)) $(BUILD)/liblinnet.a
+	@mkdir -p $(@D)
+	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS) -lcmocka
 
 $(BUILD)/tests/%: $(BUILD)/emu/tests/%.cu.o $(EMU_OBJ) $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)

@@ -10,7 +10,8 @@
  *   session/            tokens, state, sampling, generation
  *   attention/          one file per mixer
  *   kernels_cpu/        the forward pass and its hot loops, by instruction set
- *   cli/                the other commands: flags.c parses for all of them, engine.c opens models
+ *   cli/                the other commands: flags.c parses for all of them, engine.c opens models;
+ *                       recall.h starts with a map of `linnet recall`
  *   export/             Python: checkpoints -> model files
  *   tests/, bench/, docs/
  */
@@ -37,7 +38,7 @@ static const command commands[] = {
     {"perplexity", command_perplexity, "how well a model predicts a text"},
     {"quantize", command_quantize, "rewrite a model file with smaller weights"},
     {"bench", command_bench, "how fast, and in how much memory"},
-    {"recall", NULL, "accuracy on in-context lookup"},
+    {"recall", command_recall, "accuracy on in-context lookup"},
     {"pareto", NULL, "recall against speed and state, as a picture"},
     {"serve", NULL, "an OpenAI-compatible server"},
 };

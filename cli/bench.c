@@ -7,6 +7,7 @@
 
 #include "bench_row.h"
 #include "commands.h"
+#include "hash.h"
 #include "machine.h"
 #include "spawn.h"
 
@@ -111,8 +112,8 @@ static int ask_child(const bench_options *o, const char *path, const bench_test 
 }
 
 static int bench_row(const bench_options *o, const linnet_model *model, const char *path,
-                     const bench_test *t, int threads, bench_output *out) {
-    json_t *found, *row = describe_row(&o->e, model, path, t, threads);
+                     const char *hash, const bench_test *t, int threads, bench_output *out) {
+    json_t *found, *row = describe_row(&o->e, model, path, hash, t, threads);
     int code = ask_child(o, path, t, threads, &found);
     if (!code && !complete_row(row, found, t)) code = failed("out of memory");
     for (int i = 0; !code && i < out->n_writers; i++)
@@ -148,14 +149,16 @@ static int list_tests(const bench_options *o, bench_test tests[MAX_TESTS]) {
 static int bench_model(const bench_options *o, const linnet_model *model, const char *path,
                        bench_output *out) {
     bench_test tests[MAX_TESTS];
+    char hash[HASH_TEXT];
     int n = list_tests(o, tests), code = EXIT_WORKED;
+    if (!hash_file(path, hash)) return interrupted() ? interrupt_code() : EXIT_FAILED;
     for (int t = 0; t < o->threads.n; t++)
         for (int b = 0; b < o->batch.n; b++)
             for (int d = 0; d < o->depth.n; d++)
                 for (int i = 0; i < n && !code; i++) {
                     tests[i].n_seqs = o->batch.at[b];
                     tests[i].n_depth = o->depth.at[d];
-                    code = bench_row(o, model, path, &tests[i], o->threads.at[t], out);
+                    code = bench_row(o, model, path, hash, &tests[i], o->threads.at[t], out);
                 }
     return code;
 }

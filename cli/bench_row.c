@@ -3,42 +3,29 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "describe.h"
 #include "machine.h"
 
 /* ---- a row -------------------------------------------------------------------------------- */
 
-json_t *describe_row(const engine *e, const linnet_model *model, const char *path,
+json_t *describe_row(const engine *e, const linnet_model *model, const char *path, const char *hash,
                      const bench_test *t, int threads) {
     const linnet_model_info *info = linnet_model_get_info(model);
     uint64_t n = (uint64_t)t->n_seqs,
              tokens = (uint64_t)t->n_depth + (uint64_t)t->n_prompt + (uint64_t)t->n_gen;
     linnet_kv_type kv = engine_kv(e);
     machine m;
-    char text[128], now[32];
-    time_t seconds = time(NULL);
-    struct tm utc;
-    strftime(now, sizeof now, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&seconds, &utc));
+    char now[TIME_TEXT];
+    time_now(now);
     machine_read(&m);
-    dtype_count dtypes[MAX_DTYPES];
-    uint64_t tensor_bytes = 0;
-    for (size_t i = count_dtypes(model, dtypes); i-- > 0;)
-        tensor_bytes += dtypes[i].bytes;
-
     json_t *row = json_object();
     json_object_set_new(row, "build_commit", json_string(build_commit));
     json_set_int(row, "build_number", (uint64_t)build_number);
     json_object_set_new(row, "cpu_info", json_text(m.cpu));
     json_object_set_new(row, "gpu_info", json_string(""));
     json_object_set_new(row, "backends", json_string("CPU"));
-    json_object_set_new(row, "model_filename", json_text(path));
-    snprintf(text, sizeof text, "%s %.0fM %s", info->architecture, (double)info->n_params / 1e6,
-             main_dtype(model));
-    json_object_set_new(row, "model_type", json_text(text));
-    json_set_int(row, "model_size", tensor_bytes);
-    json_set_int(row, "model_n_params", info->n_params);
+    set_model_keys(row, model, path, hash);
     json_set_int(row, "n_batch", n * (uint64_t)(t->n_prompt ? t->n_prompt : 1));
     json_object_set_new(row, "n_threads", threads ? json_integer(threads) : json_null());
     json_set_int(row, "n_prompt", (uint64_t)t->n_prompt);
@@ -63,11 +50,7 @@ json_t *describe_row(const engine *e, const linnet_model *model, const char *pat
     json_object_set_new(row, "gb_per_s", json_null());
     json_object_set_new(row, "peak_rss_bytes", json_null());
     json_set_int(row, "peak_vram_bytes", 0);
-    state_dtype(model, kv, text, sizeof text);
-    json_object_set_new(row, "dtype_state", json_string(text));
-    json_object_set_new(row, "activations", json_string(e->activations));
-    json_object_set_new(row, "architecture", json_text(info->architecture));
-    json_object_set_new(row, "mixers", mixers_json(model));
+    set_precision_keys(row, model, kv, e->activations);
     json_object_set_new(row, "isa", json_null());
     json_set_int(row, "n_processors", (uint64_t)m.processors);
     json_object_set_new(row, "cpu_flags", json_text(m.flags));
@@ -154,72 +137,22 @@ bool complete_row(json_t *row, const json_t *found, const bench_test *t) {
 
 /* ---- Markdown ----------------------------------------------------------------------------- */
 
-static double number_of(const json_t *row, const char *key) {
-    return json_number_value(json_object_get(row, key));
-}
-
-static const char *text_of(const json_t *row, const char *key) {
-    const char *text = json_string_value(json_object_get(row, key));
-    return text ? text : "-";
-}
-
-static void bytes_of(const json_t *row, const char *key, char *out, size_t size) {
-    human_bytes(out, size, (uint64_t)number_of(row, key));
-}
-
-static void show_model(const json_t *row, char *out, size_t size) {
-    const char *path = text_of(row, "model_filename"), *slash = strrchr(path, '/');
-    snprintf(out, size, "%s", slash ? slash + 1 : path);
-    size_t n = strlen(out);
-    if (n > 5 && !strcmp(out + n - 5, ".gguf")) out[n - 5] = '\0';
-}
-
-static void show_params(const json_t *row, char *out, size_t size) {
-    double n = number_of(row, "model_n_params");
-    snprintf(out, size, "%.1f %s", n < 1e6 ? n / 1e3 : n / 1e6, n < 1e6 ? "k" : "M");
-}
-
-static void show_size(const json_t *row, char *out, size_t size) {
-    bytes_of(row, "model_size", out, size);
-}
-
-/* "llama softmax", "qwen35 18 gated_delta_net + 6 softmax" */
-static void show_mixers(const json_t *row, char *out, size_t size) {
-    const json_t *mixers = json_object_get(row, "mixers");
-    size_t n = json_array_size(mixers), i;
-    size_t at = (size_t)snprintf(out, size, "%s", text_of(row, "architecture"));
-    json_t *value;
-    json_array_foreach(mixers, i, value) {
-        size_t same = 0, before = 0;
-        for (size_t k = 0; k < n; k++) {
-            bool equal = json_equal(value, json_array_get(mixers, k));
-            same += equal;
-            before += equal && k < i;
-        }
-        if (before || at >= size) continue;
-        char count[24] = "";
-        if (same < n) snprintf(count, sizeof count, "%zu ", same);
-        at += (size_t)snprintf(out + at, size - at, "%s %s%s", i ? " +" : "", count,
-                               json_string_value(value));
-    }
-}
-
 static void show_backend(const json_t *row, char *out, size_t size) {
     const char *isa = json_string_value(json_object_get(row, "isa"));
-    snprintf(out, size, "%s%s%s", text_of(row, "backends"), isa ? " " : "", isa ? isa : "");
+    snprintf(out, size, "%s%s%s", row_text(row, "backends"), isa ? " " : "", isa ? isa : "");
 }
 
 static void show_threads(const json_t *row, char *out, size_t size) {
-    double n = number_of(row, "n_threads");
+    double n = row_number(row, "n_threads");
     snprintf(out, size, n > 0 ? "%.0f" : "-", n);
 }
 
 static void show_batch(const json_t *row, char *out, size_t size) {
-    snprintf(out, size, "%.0f", number_of(row, "n_seqs"));
+    snprintf(out, size, "%.0f", row_number(row, "n_seqs"));
 }
 
 static void show_test(const json_t *row, char *out, size_t size) {
-    double p = number_of(row, "n_prompt"), n = number_of(row, "n_gen");
+    double p = row_number(row, "n_prompt"), n = row_number(row, "n_gen");
     if (p > 0 && n > 0)
         snprintf(out, size, "pg%.0f,%.0f", p, n);
     else
@@ -227,36 +160,32 @@ static void show_test(const json_t *row, char *out, size_t size) {
 }
 
 static void show_depth(const json_t *row, char *out, size_t size) {
-    snprintf(out, size, "%.0f", number_of(row, "n_depth"));
+    snprintf(out, size, "%.0f", row_number(row, "n_depth"));
 }
 
 static void show_speed(const json_t *row, char *out, size_t size) {
     if (json_is_true(json_object_get(row, "oom")))
         snprintf(out, size, "OOM");
     else
-        snprintf(out, size, "%.1f (%.1f ± %.1f)", number_of(row, "median_ts"),
-                 number_of(row, "avg_ts"), number_of(row, "stddev_ts"));
+        snprintf(out, size, "%.1f (%.1f ± %.1f)", row_number(row, "median_ts"),
+                 row_number(row, "avg_ts"), row_number(row, "stddev_ts"));
 }
 
 static void show_first(const json_t *row, char *out, size_t size) {
-    double ns = number_of(row, "ttft_ns");
+    double ns = row_number(row, "ttft_ns");
     snprintf(out, size, ns > 0 ? "%.*f" : "-", ns < 1e7 ? 3 : 1, ns / 1e6);
 }
 
-static void show_state(const json_t *row, char *out, size_t size) {
-    bytes_of(row, "state_bytes_alloc", out, size);
-}
-
 static void show_rss(const json_t *row, char *out, size_t size) {
-    if (number_of(row, "peak_rss_bytes") > 0)
-        bytes_of(row, "peak_rss_bytes", out, size);
+    if (row_number(row, "peak_rss_bytes") > 0)
+        row_bytes(row, "peak_rss_bytes", out, size);
     else
         snprintf(out, size, "-");
 }
 
 static void show_vram(const json_t *row, char *out, size_t size) {
-    if (number_of(row, "peak_vram_bytes") > 0)
-        bytes_of(row, "peak_vram_bytes", out, size);
+    if (row_number(row, "peak_vram_bytes") > 0)
+        row_bytes(row, "peak_vram_bytes", out, size);
     else
         snprintf(out, size, "-");
 }
@@ -274,16 +203,16 @@ const size_t n_bench_columns = sizeof bench_columns / sizeof *bench_columns;
 
 void add_hint(text_buffer *hints, const json_t *row) {
     char model[256], test[64], weights[32], state[32], text[640];
-    double seqs = number_of(row, "n_seqs"), step = number_of(row, "bytes_per_step");
-    double own = step - number_of(row, "weight_bytes_read_per_token");
+    double seqs = row_number(row, "n_seqs"), step = row_number(row, "bytes_per_step");
+    double own = step - row_number(row, "weight_bytes_read_per_token");
     show_model(row, model, sizeof model);
     show_test(row, test, sizeof test);
-    bytes_of(row, "weight_bytes_read_per_token", weights, sizeof weights);
+    row_bytes(row, "weight_bytes_read_per_token", weights, sizeof weights);
     human_bytes(state, sizeof state, (uint64_t)(own / seqs));
     snprintf(text, sizeof text,
              "%s, %s @ d%.0f, -t %.0f: a step moves %s of weights and %.0f x %s of state "
              "(%.0f %%), %.1f GB/s\n",
-             model, test, number_of(row, "n_depth"), number_of(row, "n_threads"), weights, seqs,
-             state, 100 * own / step, number_of(row, "gb_per_s"));
+             model, test, row_number(row, "n_depth"), row_number(row, "n_threads"), weights, seqs,
+             state, 100 * own / step, row_number(row, "gb_per_s"));
     text_append(hints, text, strlen(text));
 }

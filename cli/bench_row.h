@@ -6,9 +6,9 @@
 #include "measure.h"
 #include "rows.h"
 
-/* Everything that is known without running (threads 0: the default); the rest is there as null, so
- * that all rows have the same keys in the same order. */
-json_t *describe_row(const engine *e, const linnet_model *model, const char *path,
+/* Everything that is known without running (threads 0: the default; hash: of the file); the rest is
+ * there as null, so that all rows have the same keys in the same order. */
+json_t *describe_row(const engine *e, const linnet_model *model, const char *path, const char *hash,
                      const bench_test *t, int threads);
 /* What measure() found, into the row; false without memory. */
 bool complete_row(json_t *row, const json_t *found, const bench_test *t);

@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "files.h"
 #include "flags.h"
@@ -40,6 +41,39 @@ json_t *mixers_json(const linnet_model *model) {
     for (int i = 0; i < linnet_model_get_info(model)->n_layers; i++)
         json_array_append_new(mixers, json_text(linnet_model_mixer(model, i, NULL)));
     return mixers;
+}
+
+void set_model_keys(json_t *row, const linnet_model *model, const char *path, const char *hash) {
+    const linnet_model_info *info = linnet_model_get_info(model);
+    char type[128];
+    dtype_count dtypes[MAX_DTYPES];
+    uint64_t tensor_bytes = 0;
+    for (size_t i = count_dtypes(model, dtypes); i-- > 0;)
+        tensor_bytes += dtypes[i].bytes;
+    snprintf(type, sizeof type, "%s %.0fM %s", info->architecture, (double)info->n_params / 1e6,
+             main_dtype(model));
+    json_object_set_new(row, "model_filename", json_text(path));
+    json_object_set_new(row, "model_hash", json_string(hash));
+    json_object_set_new(row, "model_type", json_text(type));
+    json_set_int(row, "model_size", tensor_bytes);
+    json_set_int(row, "model_n_params", info->n_params);
+}
+
+void set_precision_keys(json_t *row, const linnet_model *model, linnet_kv_type kv,
+                        const char *activations) {
+    char text[32];
+    state_dtype(model, kv, text, sizeof text);
+    json_object_set_new(row, "dtype_state", json_string(text));
+    json_object_set_new(row, "kv", json_string(kv_name(kv)));
+    json_object_set_new(row, "activations", json_string(activations));
+    json_object_set_new(row, "architecture", json_text(linnet_model_get_info(model)->architecture));
+    json_object_set_new(row, "mixers", mixers_json(model));
+}
+
+void time_now(char out[TIME_TEXT]) {
+    time_t seconds = time(NULL);
+    struct tm utc;
+    strftime(out, TIME_TEXT, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&seconds, &utc));
 }
 
 /* ---- state -------------------------------------------------------------------------------- */

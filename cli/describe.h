@@ -29,6 +29,16 @@ void state_dtype(const linnet_model *model, linnet_kv_type kv, char *out, size_t
 /* The mixer of every layer by name. */
 json_t *mixers_json(const linnet_model *model);
 
+/* Keys of a row about the model: model_filename, model_hash (of hash.h), model_type, model_size,
+ * model_n_params. */
+void set_model_keys(json_t *row, const linnet_model *model, const char *path, const char *hash);
+/* And about what is computed: dtype_state, kv, activations, architecture, mixers. */
+void set_precision_keys(json_t *row, const linnet_model *model, linnet_kv_type kv,
+                        const char *activations);
+/* "2026-11-25T21:00:00Z" */
+enum { TIME_TEXT = 32 };
+void time_now(char out[TIME_TEXT]);
+
 /* Bytes of state after `n_tokens` as papers count them (zoology's state_size, with our dtypes):
  * keys and values of the tokens that a layer sees, linear states with the features that differ,
  * taps of BASED's convolutions; no taps of delta-rule layers, no pages, no padding. What the engine

@@ -5,6 +5,8 @@
 #include <sys/resource.h>
 #include <time.h>
 
+#include "hash.h"
+
 uint64_t nanoseconds_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -196,15 +198,6 @@ int engine_feed(engine *e, linnet_session *session, const int32_t *ids, size_t n
     return EXIT_WORKED;
 }
 
-/* FNV-1a, 64 bits, over the bytes of the floats. */
-static uint64_t hash_logits(const float *logits, size_t n) {
-    const unsigned char *p = (const unsigned char *)logits;
-    uint64_t hash = 14695981039346656037u;
-    for (size_t i = 0; i < n * sizeof *logits; i++)
-        hash = (hash ^ p[i]) * 1099511628211u;
-    return hash;
-}
-
 void engine_print_stats(const engine *e, const linnet_model *model, const linnet_session *session) {
     if (!e->stats) return;
     const linnet_model_info *info = linnet_model_get_info(model);
@@ -213,10 +206,8 @@ void engine_print_stats(const engine *e, const linnet_model *model, const linnet
     getrusage(RUSAGE_SELF, &usage);
     double prefill = e->prefill_seconds > 0 ? (double)e->prefill_tokens / e->prefill_seconds : 0;
     double decode = e->decode_seconds > 0 ? (double)e->decode_tokens / e->decode_seconds : 0;
-    char hash[32] = "none";
-    if (logits)
-        snprintf(hash, sizeof hash, "%016llx",
-                 (unsigned long long)hash_logits(logits, (size_t)info->n_rows));
+    char hash[HASH_TEXT] = "none";
+    if (logits) hash_text(hash, fnv1a(FNV_START, logits, (size_t)info->n_rows * sizeof *logits));
     complain("prefill %.1f tok/s (%zu), decode %.1f tok/s (%zu), %.2f GB/s, state %llu bytes, "
              "peak RSS %.1f MB, logits %s",
              prefill, e->prefill_tokens, decode, e->decode_tokens,

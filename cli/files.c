@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -35,6 +36,21 @@ bool text_append(text_buffer *t, const char *bytes, size_t n) {
     t->n += n;
     t->at[t->n] = '\0';
     return true;
+}
+
+bool text_printf(text_buffer *t, const char *format, ...) {
+    char *text = NULL;
+    va_list args;
+    va_start(args, format);
+    int n = vasprintf(&text, format, args);
+    va_end(args);
+    if (n < 0) {
+        complain("out of memory for a text");
+        return false;
+    }
+    bool good = text_append(t, text, (size_t)n);
+    free(text);
+    return good;
 }
 
 bool ids_reserve(id_buffer *ids, size_t cap) {

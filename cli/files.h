@@ -16,6 +16,7 @@ typedef struct {
 } text_buffer; /* start with {0}, free(at) */
 
 bool text_append(text_buffer *t, const char *bytes, size_t n);
+__attribute__((format(printf, 2, 3))) bool text_printf(text_buffer *t, const char *format, ...);
 
 typedef struct {
     int32_t *at;

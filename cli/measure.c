@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "machine.h"
+#include "random.h"
 
 typedef struct {
     const bench_test *test;
@@ -27,14 +28,10 @@ static linnet_status no_memory(linnet_error *err, const char *what) {
 
 /* ---- ids ---------------------------------------------------------------------------------- */
 
-/* splitmix64 (Steele, Lea, Flood 2014) from a fixed seed: every run feeds the same ids. */
-static void random_ids(uint64_t *state, int32_t *ids, size_t n, int n_ids) {
-    for (size_t i = 0; i < n; i++) {
-        uint64_t z = *state += 0x9e3779b97f4a7c15u;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        ids[i] = (int32_t)(((z ^ (z >> 31)) >> 32) * (uint64_t)n_ids >> 32);
-    }
+/* Every run feeds the same ids. */
+static void random_ids(random_stream *r, int32_t *ids, size_t n, int n_ids) {
+    for (size_t i = 0; i < n; i++)
+        ids[i] = (int32_t)random_next(r, (uint64_t)n_ids);
 }
 
 static linnet_status make_ids(bench *x, linnet_error *err) {
@@ -47,7 +44,7 @@ static linnet_status make_ids(bench *x, linnet_error *err) {
     x->prompts = calloc(prompts + 1, sizeof *x->prompts);
     x->steps = calloc(steps + 1, sizeof *x->steps);
     if (!x->depth || !x->prompts || !x->steps) return no_memory(err, "token ids");
-    uint64_t random = 0;
+    random_stream random = {0};
     random_ids(&random, x->depth, depth, n_ids);
     random_ids(&random, x->prompts, prompts, n_ids);
     random_ids(&random, x->steps, steps, n_ids);

@@ -4,6 +4,7 @@
 
 #include "commands.h"
 #include "engine.h"
+#include "score.h"
 
 static const char about[] =
     "Prints `perplexity P +- E (N scored)`. The file is one text, newlines kept, no BOS. It is cut "
@@ -26,16 +27,6 @@ typedef struct {
     size_t n;
     double mean, squares;
 } score;
-
-static double log_likelihood(const float *logits, size_t n, int32_t id) {
-    float largest = logits[0];
-    for (size_t i = 1; i < n; i++)
-        largest = logits[i] > largest ? logits[i] : largest;
-    double sum = 0;
-    for (size_t i = 0; i < n; i++)
-        sum += exp((double)logits[i] - (double)largest);
-    return (double)logits[id] - (double)largest - log(sum);
-}
 
 static bool score_rows(void *user, size_t first, size_t n_rows, const float *logits) {
     score *s = user;

@@ -87,6 +87,64 @@ bool rows_end(row_writer *w) {
     return w->write(w->user, "\n]\n", 3);
 }
 
+/* ---- columns ------------------------------------------------------------------------------ */
+
+double row_number(const json_t *row, const char *key) {
+    return json_number_value(json_object_get(row, key));
+}
+
+const char *row_text(const json_t *row, const char *key) {
+    const char *text = json_string_value(json_object_get(row, key));
+    return text ? text : "-";
+}
+
+void row_bytes(const json_t *row, const char *key, char *out, size_t size) {
+    human_bytes(out, size, (uint64_t)row_number(row, key));
+}
+
+void show_model(const json_t *row, char *out, size_t size) {
+    const char *path = row_text(row, "model_filename"), *slash = strrchr(path, '/');
+    snprintf(out, size, "%s", slash ? slash + 1 : path);
+    size_t n = strlen(out);
+    if (n > 5 && !strcmp(out + n - 5, ".gguf")) out[n - 5] = '\0';
+}
+
+void show_params(const json_t *row, char *out, size_t size) {
+    double n = row_number(row, "model_n_params");
+    snprintf(out, size, "%.1f %s", n < 1e6 ? n / 1e3 : n / 1e6, n < 1e6 ? "k" : "M");
+}
+
+void show_size(const json_t *row, char *out, size_t size) {
+    row_bytes(row, "model_size", out, size);
+}
+
+/* "llama softmax", "qwen35 18 gated_delta_net + 6 softmax" */
+void show_mixers(const json_t *row, char *out, size_t size) {
+    const json_t *mixers = json_object_get(row, "mixers");
+    size_t n = json_array_size(mixers), i;
+    size_t at = (size_t)snprintf(out, size, "%s", row_text(row, "architecture"));
+    json_t *value;
+    json_array_foreach(mixers, i, value) {
+        size_t same = 0, before = 0;
+        for (size_t k = 0; k < n; k++) {
+            bool equal = json_equal(value, json_array_get(mixers, k));
+            same += equal;
+            before += equal && k < i;
+        }
+        if (before || at >= size) continue;
+        char count[24] = "";
+        if (same < n) snprintf(count, sizeof count, "%zu ", same);
+        at += (size_t)snprintf(out + at, size - at, "%s %s%s", i ? " +" : "", count,
+                               json_string_value(value));
+    }
+}
+
+void show_state(const json_t *row, char *out, size_t size) {
+    row_bytes(row, "state_bytes_alloc", out, size);
+}
+
+/* ---- where rows go ------------------------------------------------------------------------ */
+
 bool write_stdout(void *user, const char *bytes, size_t n) {
     (void)user;
     return put_now(bytes, n);

@@ -31,6 +31,18 @@ bool rows_add(row_writer *w, const json_t *row); /* false: no memory, or write()
 /* After the last row, also after an error: what is there becomes whole. */
 bool rows_end(row_writer *w);
 
+/* Values of a row for Markdown: 0 or "-" where there is none. */
+double row_number(const json_t *row, const char *key);
+const char *row_text(const json_t *row, const char *key);
+void row_bytes(const json_t *row, const char *key, char *out, size_t size);
+/* Columns that tables share: by the keys of set_model_keys and set_precision_keys (describe.h), and
+ * state_bytes_alloc. */
+void show_model(const json_t *row, char *out, size_t size);
+void show_params(const json_t *row, char *out, size_t size);
+void show_size(const json_t *row, char *out, size_t size);
+void show_mixers(const json_t *row, char *out, size_t size);
+void show_state(const json_t *row, char *out, size_t size);
+
 /* For write: stdout (flushed), stderr, an output_file of files.h. */
 bool write_stdout(void *user, const char *bytes, size_t n);
 bool write_stderr(void *user, const char *bytes, size_t n);

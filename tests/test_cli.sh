@@ -129,7 +129,7 @@ misuses "logits without --ids" "--ids FILE is missing" logits "$chat" -o x
 misuses "logits without -o" "-o OUT.npy is missing" logits "$chat" --ids x
 misuses "quantize to nothing known" "TYPE is one of" quantize "$chat" "$work/q.gguf" q3_X
 misuses "chat with an unknown template" "--template expects one of" chat "$chat" --template jazz --quiet
-for c in recall pareto serve; do
+for c in pareto serve; do
     try "$c" "$chat" -m x
     check "$c comes later" refusal 2 "later"
 done
@@ -500,10 +500,10 @@ lines, n = sys.argv[1] == "jsonl", int(sys.argv[2])
 text = sys.stdin.read()
 rows = [json.loads(l) for l in text.splitlines()] if lines else json.loads(text)
 assert isinstance(rows, list) and len(rows) == n, len(rows)
-names = """build_commit build_number cpu_info gpu_info backends model_filename model_type model_size
+names = """build_commit build_number cpu_info gpu_info backends model_filename model_hash model_type model_size
     model_n_params n_batch n_threads n_prompt n_gen n_depth test_time avg_ns stddev_ns avg_ts stddev_ts
     samples_ns samples_ts n_seqs ttft_ns state_bytes_model state_bytes_alloc weight_bytes_read_per_token
-    peak_rss_bytes peak_vram_bytes dtype_state mixers oom isa""".split()
+    peak_rss_bytes peak_vram_bytes dtype_state kv activations architecture mixers oom isa""".split()
 for r in rows:
     assert not set(names) - set(r), set(names) - set(r)
     assert list(r) == list(rows[0])
@@ -562,9 +562,10 @@ fi
 while_measuring() {
     "$linnet" bench -m "$chat" -p 4 -n 300000,1 -r 1 -t 1 -o json --save "$work/part.jsonl" --quiet >"$work/out" 2>"$work/err" &
     local pid=$! tries=0 child=""
-    while { [ ! -s "$work/out" ] || [ -z "$child" ]; } && [ $tries -lt 200 ]; do
-        sleep 0.05
-        child=$(cat "/proc/$pid/task/$pid/children") tries=$((tries + 1))
+    while [ -z "$child" ] && [ $tries -lt 200 ]; do
+        sleep 0.05 # after the first row: before it, the child would be that row's
+        [ -s "$work/out" ] && child=$(cat "/proc/$pid/task/$pid/children")
+        tries=$((tries + 1))
     done
     child=${child%% *}
     if [ "$2" = child ]; then kill "-$1" "$child"; else kill "-$1" $pid; fi
@@ -629,6 +630,111 @@ refuses "bench into no folder" 1 "$work/none/x" bench -m "$chat" "${fast[@]}" --
 code=$?
 : >"$work/out"
 check "bench onto a full disk" refusal 1 "No space left"
+
+# ---- recall (tests/test_recall.c looks at its insides)
+mqar=mqar:V=128,L=32,K=4,n=3
+try recall -m "$chat" -m "$gpt2" --task "$mqar" --task "$mqar,P=2" -o json --save "$work/recall.jsonl" --dump "$work/dump.jsonl" --quiet
+check "recall: models x tasks, as one array, and as lines in a file" eval 'code_is 0 && [ "$(grep -c "\"task\":\"mqar\"" "$work/out")" = 4 ] &&
+    [ "$(head -c 1 "$work/out")" = "[" ] && [ "$(tail -n 1 "$work/out")" = "]" ] && [ "$(wc -l <"$work/recall.jsonl")" = 4 ] &&
+    [ "$(grep -c "\"ids\":\[" "$work/dump.jsonl")" = 12 ]'
+cat >"$work/recall.py" <<'END'
+import json, sys
+rows = json.load(sys.stdin)
+names = """model_filename model_hash model_type model_size model_n_params task preset params len depth twice cut bos
+    data_hash seed view prompt_tokens_mean prompt_tokens_max n_items n hits acc acc_low acc_high n_cut_off n_skipped
+    ppl_recall ppl_other state_bytes_model state_bytes_alloc eval_seconds eval_ts dtype_state kv activations
+    architecture mixers n_threads backends isa build_commit""".split()
+for r in rows:
+    assert not set(names) - set(r), set(names) - set(r)
+    assert list(r) == list(rows[0])
+    assert r["acc"] == r["hits"] / r["n"] and r["acc_low"] <= r["acc"] <= r["acc_high"] and r["n"] == 12
+    assert r["len"] == r["prompt_tokens_mean"] == r["prompt_tokens_max"] == 32 and r["eval_ts"] > 0
+    assert r["data_hash"] == rows[0 if "P=1" in r["params"] else 1]["data_hash"]
+assert len({r["model_hash"] for r in rows}) == 2 and len({r["data_hash"] for r in rows}) == 2
+END
+check "with the same keys, whose numbers agree" eval '[ -z "$python" ] || "$python" "$work/recall.py" <"$work/out"'
+hash_in() { sed 's/.*"model_hash":"\([0-9a-f]*\)".*/\1/' "$1" | head -1; }
+hash=$(hash_in "$work/recall.jsonl")
+try bench -m "$chat" "${fast[@]}" -o jsonl --quiet
+check "bench gives the model the same hash" [ "$(hash_in "$work/out")" = "$hash" ]
+for format in md csv jsonl; do
+    try recall -m "$chat" --task "$mqar" -o $format --quiet
+    check "recall -o $format" eval 'code_is 0 && [ "$(wc -l <"$work/out")" = '"$(case $format in md) echo 3 ;; csv) echo 2 ;; *) echo 1 ;; esac)"' ]'
+done
+for view in chunk recurrent both; do
+    try recall -m "$chat" --task "$mqar" --task passkey --ctx 600 --n 2 --view $view -o csv --quiet
+    check "recall --view $view" eval 'code_is 0 && [ "$(wc -l <"$work/out")" = 3 ]'
+done
+"$linnet" recall -m "$chat" --task mqar:V=256,L=32,K=4,n=2 --task mqar:V=256,L=250,K=4,n=20000 -o json --save "$work/part.jsonl" \
+    --quiet >"$work/out" 2>"$work/err" &
+pid=$!
+for tries in $(seq 100); do [ -s "$work/out" ] && break; sleep 0.05; done
+kill -TERM $pid
+wait $pid
+code=$?
+check "SIGTERM keeps the rows that are there" eval 'code_is 143 && [ "$(tail -n 1 "$work/out")" = "]" ] && [ "$(wc -l <"$work/part.jsonl")" = 1 ]'
+misuses "recall without a model" "-m MODEL is missing" recall --task passkey
+misuses "recall without a task" "--task TASK is missing" recall -m "$chat"
+misuses "recall names an unknown flag" "unknown flag --loud" recall -m "$chat" --loud
+misuses "an unknown task lists them" \
+    "unknown task 'sing'; the tasks are mqar passkey niah1 niah2 niah3 mk2 phonebook copy factbook ar:FILE jsonl:FILE" recall -m "$chat" --task sing:L=3
+misuses "an unknown preset lists them" "--preset expects one of lmeval-v0 lmeval-v1 jrt jrt-twice, found 'mine'" \
+    recall -m "$chat" --task jsonl:x --preset mine
+misuses "an unknown parameter lists them" "mqar has no parameter 'X'; it has: V L K a P n fill" recall -m "$chat" --task mqar:X=1
+misuses "a parameter of another task" "passkey has no parameter 'L'" recall -m "$chat" --task passkey:L=64
+misuses "a parameter without a value" "mqar expects KEY=VALUE, found 'L'" recall -m "$chat" --task mqar:K=4,L
+misuses "nothing after the colon" "expects KEY=VALUE after the colon" recall -m "$chat" --task mqar:
+for value in "" 0 -1 12abc 1e3 99999999999999999999; do
+    misuses "mqar:K='$value'" "K expects a whole number from 1" recall -m "$chat" --task "mqar:K=$value"
+done
+for value in "" 0 1.01 nan 1e999; do
+    misuses "mqar:a='$value'" "a expects a number above 0, at most 1" recall -m "$chat" --task "mqar:a=$value"
+done
+misuses "mqar:fill=blue" "fill expects one of random zero, found 'blue'" recall -m "$chat" --task mqar:fill=blue
+misuses "mqar of an odd length" "an even L of at least 2 K P + 2 K = 16, found L=63" recall -m "$chat" --task mqar:L=63,K=4
+misuses "mqar too short" "an even L of at least 2 K P + 2 K = 256, found L=128" recall -m "$chat" --task mqar:L=128
+misuses "mqar of an odd V" "an even V" recall -m "$chat" --task mqar:V=63
+misuses "mqar with more pairs than keys" "at most V/2 - 1 = 31 pairs" recall -m "$chat" --task mqar:V=64,L=256,K=32
+misuses "phonebook of two" "N from 3 to 4096" recall -m "$chat" --task phonebook:N=2
+misuses "ar without a file" "ar expects a file" recall -m "$chat" --task ar
+misuses "jsonl without a file" "jsonl expects a file" recall -m "$chat" --task jsonl:
+misuses "--len of mqar" "--len means nothing to mqar" recall -m "$chat" --task mqar --len 64
+misuses "--len and phonebook:N" "--len means nothing to phonebook" recall -m "$chat" --task phonebook:N=9 --len 64
+misuses "--depths of factbook" "--depths means nothing to factbook" recall -m "$chat" --task factbook --depths 0
+misuses "--preset of passkey" "--preset means nothing to passkey" recall -m "$chat" --task passkey --preset jrt
+misuses "--absent of passkey" "--absent means nothing" recall -m "$chat" --task passkey --absent skip
+misuses "--max-ctx of two tasks" "--max-ctx means nothing to any of these tasks" recall -m "$chat" --task passkey --task copy --max-ctx 64
+misuses "--twice of ar" "--twice does not go with ar" recall -m "$chat" --task ar:x --twice
+misuses "--twice of lm-eval's prompts" "--twice does not go with jsonl and preset lmeval-v1" recall -m "$chat" --task jsonl:x --twice
+misuses "--view of nothing" "--view expects one of" recall -m "$chat" --task passkey --view sideways
+misuses "--depths 101" "from 0 to 100" recall -m "$chat" --task passkey --depths 101
+misuses "--min-acc 1.5" "--min-acc expects a number from 0 to 1" recall -m "$chat" --task passkey --min-acc 1.5
+misuses "terrace-hf token by token" "terrace-hf is one prefill" recall -m "$chat" --task passkey --view both --window-mode terrace-hf
+refuses "recall of no file" 1 "$work/none.gguf" recall -m "$work/none.gguf" --task passkey
+refuses "recall without a vocabulary" 1 "has no vocabulary: of the tasks, mqar and copy need none" recall -m "$bare" --task passkey
+refuses "recall of a vocabulary" 1 "without weights" recall -m "$vocab" --task passkey
+refuses "recall beyond the context" 1 "passkey of 1024 tokens is longer than the context of $chat, 256; --ctx N allows more" \
+    recall -m "$chat" --task passkey --len 1024
+refuses "recall beyond learned positions" 1 "mqar of 256 tokens is longer than the context of $gpt2, 160: its positions are learned" \
+    recall -m "$gpt2" --task mqar:V=64,K=8
+refuses "ids that the model does not have" 1 "mqar needs ids below V=8192, but $chat has 262" recall -m "$chat" --task mqar
+refuses "the second model is checked before the first runs" 1 "mqar needs ids below V=200, but $gpt2" \
+    recall -m "$chat" -m "$gpt2" --task mqar:V=200,L=32,K=4
+refuses "no such documents" 1 "cannot open $work/none.jsonl" recall -m "$chat" --task "jsonl:$work/none.jsonl"
+refuses "no such text" 1 "cannot open $work/none" recall -m "$chat" --task "ar:$work/none"
+refuses "no such haystack" 1 "cannot open $work/none" recall -m "$chat" --task "niah2:haystack=$work/none"
+printf 'abc\xff' >"$work/bytes"
+refuses "a text that is not UTF-8" 1 "not valid UTF-8: byte 0xff at offset 3" recall -m "$chat" --task "ar:$work/bytes"
+refuses "rows into no folder" 1 "$work/none/x" recall -m "$chat" --task "$mqar" --save "$work/none/x"
+refuses "prompts into a folder" 1 "it is a folder" recall -m "$chat" --task "$mqar" --dump "$work"
+refuses "recall with a backend that is not built" 1 "cuda" recall -m "$chat" --task "$mqar" --backend cuda
+"$linnet" recall -m "$chat" --task "$mqar" --quiet >/dev/full 2>"$work/err"
+code=$?
+: >"$work/out"
+check "recall onto a full disk" refusal 1 "No space left"
+"$linnet" recall -m "$chat" --task "$mqar" --quiet --save /dev/full >"$work/out" 2>"$work/err"
+code=$?
+check "rows onto a full disk" eval 'code_is 1 && err_has "No space left"'
 
 # ---- quantize
 mkdir "$work/q"
