@@ -343,7 +343,8 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
     if ((s = get_int(&k, "block_count", true, 1, MAX_LAYERS, &c->n_layers, err)) ||
         (s = get_int(&k, "embedding_length", true, 1, MAX_DIM, &c->n_embd, err)) ||
         (s = get_int(&k, "context_length", true, 1, MAX_CTX, &c->n_ctx_train, err)) ||
-        (s = get_uniform(&k, "feed_forward_length", true, 1, MAX_DIM, &c->n_ff, err)) ||
+        (s = get_uniform(&k, "feed_forward_length", true, c->own_format ? 0 : 1, MAX_DIM, &c->n_ff,
+                         err)) ||
         (s = get_uniform(&k, "attention.head_count", !no_heads, 1, MAX_DIM, &c->n_heads, err)))
         return s;
     c->n_kv_heads = c->n_heads;

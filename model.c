@@ -201,8 +201,10 @@ static linnet_status load_layer(loader *l, int i, linnet_error *err) {
     m->post_norms = m->post_norms || attn_post || ffn_post;
     if ((s = load_norm(l, i, "attn_norm", attn_post, &w->attn_norm, err)) ||
         (attn_post && (s = load_norm(l, i, attn_post_norm, false, &w->attn_post_norm, err))) ||
-        (s = w->mixer->load(l, i, &w->mixer_weights, err)) ||
-        (s = load_norm(l, i, ffn_norm, ffn_post, &w->ffn_norm, err)) ||
+        (s = w->mixer->load(l, i, &w->mixer_weights, err)))
+        return s;
+    if (!ff) return LINNET_OK;
+    if ((s = load_norm(l, i, ffn_norm, ffn_post, &w->ffn_norm, err)) ||
         (s = load_norm(l, i, "post_ffw_norm", true, &w->ffn_post_norm, err)))
         return s;
     if (m->cfg.ffn != FFN_GELU && (s = load_biased(l, i, "ffn_gate", ff, d, &w->w_gate, err)))

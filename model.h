@@ -74,7 +74,8 @@ typedef struct {
 
 typedef struct {
     bool own_format; /* architecture linnet */
-    int n_layers, n_embd, n_ff;
+    int n_layers, n_embd;
+    int n_ff;                          /* 0: layers without a feed-forward */
     int n_heads, n_kv_heads, head_dim; /* of the first layer where layers differ */
     int n_rows;                        /* of the output matrix */
     int n_ctx_train;

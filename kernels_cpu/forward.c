@@ -373,8 +373,13 @@ static void run_layers(void *arg, int thread) {
             rope_row(&m->cfg, p->rows[r].position, p->cos + r * angles, p->sin + r * angles);
     for (int l = 0; l < m->cfg.n_layers; l++) {
         m->layers[l].mixer->forward(p, l, thread);
-        feed_forward(p, thread, l);
+        if (m->cfg.n_ff) feed_forward(p, thread, l);
     }
+    if (m->cfg.n_ff) return;
+    size_t d = (size_t)m->cfg.n_embd; /* no feed-forward looks at what the last mixer gave */
+    for (phase ph = phase_begin(p->team, thread, p->n); phase_next(&ph);)
+        for (size_t r = ph.from; r < ph.to; r++)
+            check_finite(p, 2 * (size_t)m->cfg.n_layers, r, p->x + r * d, d);
 }
 
 /* Logits of the rows p->wanted. */
@@ -401,11 +406,12 @@ static linnet_status check_stream(const pass *p, linnet_error *err) {
     const linnet_model *m = p->m;
     const row *r = &p->rows[place & UINT32_MAX];
     size_t stage = place >> 32, layer = (stage - 1) / 2;
+    bool mixer = stage % 2 || !m->cfg.n_ff;
     if (!stage)
         return fail(err, LINNET_ERR_NUMERIC, "position %d: the embedding of token %d has " BROKEN,
                     r->position, r->token);
     return fail(err, LINNET_ERR_NUMERIC, "position %d: the %s of layer %zu gives " BROKEN,
-                r->position, stage % 2 ? m->layers[layer].mixer->name : "feed-forward", layer);
+                r->position, mixer ? m->layers[layer].mixer->name : "feed-forward", layer);
 }
 
 /* Hands logits of wanted rows [w0, w0 + n) to their sessions and callbacks. */

@@ -271,6 +271,14 @@ __global__ void hand_over(const cuda_row *rows, const int *wanted, const float *
     if (broken) atomicMin(not_finite, stage << 32 | (unsigned)r);
 }
 
+__global__ void look_at(const float *x, size_t d, unsigned long long stage,
+                        unsigned long long *not_finite) {
+    bool broken = false;
+    for (size_t i = threadIdx.x; i < d; i += blockDim.x)
+        broken |= 0.0f * x[blockIdx.x * d + i] != 0;
+    if (broken) atomicMin(not_finite, stage << 32 | blockIdx.x);
+}
+
 static void run_output(const cuda_pass *p) {
     size_t width = (size_t)p->m->cfg.n_rows;
     cuda_output(p);
@@ -285,8 +293,11 @@ static void run_layers(const cuda_pass *p) {
     cuda_rope_table(p);
     for (int l = 0; l < m->cfg.n_layers; l++) {
         cuda_mixers[m->layers[l].mixer->kind]->forward(p, l);
-        cuda_feed_forward(p, l);
+        if (m->cfg.n_ff) cuda_feed_forward(p, l);
     }
+    if (!m->cfg.n_ff) /* nothing has looked at what the last mixer gave */
+        launch(p->stream, dim3((unsigned)p->n), dim3(128), 0, look_at, (const float *)p->x,
+               (size_t)m->cfg.n_embd, 2ull * (unsigned)m->cfg.n_layers, p->not_finite);
     if (p->n_wanted) run_output(p);
 }
 
@@ -316,6 +327,7 @@ static linnet_status check_stream(const cuda_pass *p, uint64_t place, linnet_err
     const linnet_model *m = p->m;
     const row *r = &p->host_rows[place & UINT32_MAX];
     size_t stage = place >> 32, layer = (stage - 1) / 2;
+    bool mixer = stage % 2 || !m->cfg.n_ff;
     if (stage == 2 * (size_t)m->cfg.n_layers + 1)
         return fail(err, LINNET_ERR_NUMERIC,
                     "position %d: after finite layers, the logits have " BROKEN, r->position);
@@ -323,7 +335,7 @@ static linnet_status check_stream(const cuda_pass *p, uint64_t place, linnet_err
         return fail(err, LINNET_ERR_NUMERIC, "position %d: the embedding of token %d has " BROKEN,
                     r->position, r->token);
     return fail(err, LINNET_ERR_NUMERIC, "position %d: the %s of layer %zu gives " BROKEN,
-                r->position, stage % 2 ? m->layers[layer].mixer->name : "feed-forward", layer);
+                r->position, mixer ? m->layers[layer].mixer->name : "feed-forward", layer);
 }
 
 /* Hands logits to callbacks, and those of a session's last row to it. */

@@ -6,7 +6,7 @@
 # longest, one core, and run beside the others.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-passed=0 failed=0 tests=()
+passed=0 failed=0 skipped=0 tests=()
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 
@@ -20,17 +20,18 @@ execute() {
 
 # Counts what a finished test says of itself, in cmocka's words or ours.
 report() {
-    local name=$1 log=$logs/$1.log status seconds ok bad
+    local name=$1 log=$logs/$1.log status seconds ok bad left
     read -r status seconds <"$logs/$name.end"
     ok=$(grep -cE '^\[       OK \]|^ok |\.\.\. ok$' "$log")
     bad=$(grep -cE '^\[  FAILED  \] [a-zA-Z_0-9]+$|^not ok |\.\.\. (FAIL|ERROR)$' "$log")
+    left=$(grep -cE '\.\.\. skipped ' "$log")
     if [ "$status" -ne 0 ] && [ "$bad" -eq 0 ]; then bad=1; fi
-    passed=$((passed + ok)) failed=$((failed + bad))
+    passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + left))
     if [ "$status" -ne 0 ] || [ "$bad" -ne 0 ]; then
         cat "$log"
         echo "FAIL $name (exit $status)"
     else
-        echo "ok   $name: $ok checks, $seconds s"
+        echo "ok   $name: $ok checks, $seconds s$([ "$left" -eq 0 ] || echo ", $left skipped")"
     fi
 }
 
@@ -68,5 +69,5 @@ if [ -n "${all:-}" ]; then
 fi
 wait
 for t in "${beside[@]}"; do report "$(basename "$t")"; done
-echo "$passed passed, $failed failed"
+echo "$passed passed, $failed failed$([ $skipped -eq 0 ] || echo ", $skipped skipped")"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
