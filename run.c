@@ -39,7 +39,7 @@ static const command commands[] = {
     {"quantize", command_quantize, "rewrite a model file with smaller weights"},
     {"bench", command_bench, "how fast, and in how much memory"},
     {"recall", command_recall, "accuracy on in-context lookup"},
-    {"pareto", NULL, "recall against speed and state, as a picture"},
+    {"pareto", command_pareto, "recall against speed and state, as a picture"},
     {"serve", NULL, "an OpenAI-compatible server"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };

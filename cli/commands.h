@@ -12,5 +12,6 @@ int command_perplexity(int argc, char **argv);
 int command_quantize(int argc, char **argv);
 int command_bench(int argc, char **argv);
 int command_recall(int argc, char **argv);
+int command_pareto(int argc, char **argv);
 
 #endif

@@ -43,6 +43,16 @@ json_t *mixers_json(const linnet_model *model) {
     return mixers;
 }
 
+json_t *windows_json(const linnet_model *model) {
+    json_t *windows = json_array();
+    for (int i = 0; i < linnet_model_get_info(model)->n_layers; i++) {
+        int window = 0;
+        linnet_model_mixer(model, i, &window);
+        json_array_append_new(windows, json_integer(window));
+    }
+    return windows;
+}
+
 void set_model_keys(json_t *row, const linnet_model *model, const char *path, const char *hash) {
     const linnet_model_info *info = linnet_model_get_info(model);
     char type[128];
@@ -68,6 +78,7 @@ void set_precision_keys(json_t *row, const linnet_model *model, linnet_kv_type k
     json_object_set_new(row, "activations", json_string(activations));
     json_object_set_new(row, "architecture", json_text(linnet_model_get_info(model)->architecture));
     json_object_set_new(row, "mixers", mixers_json(model));
+    json_object_set_new(row, "windows", windows_json(model));
 }
 
 void time_now(char out[TIME_TEXT]) {

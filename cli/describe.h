@@ -28,11 +28,13 @@ void state_dtype(const linnet_model *model, linnet_kv_type kv, char *out, size_t
 
 /* The mixer of every layer by name. */
 json_t *mixers_json(const linnet_model *model);
+/* The window of every layer in tokens, 0: all of the context. */
+json_t *windows_json(const linnet_model *model);
 
 /* Keys of a row about the model: model_filename, model_hash (of hash.h), model_type, model_size,
  * model_n_params. */
 void set_model_keys(json_t *row, const linnet_model *model, const char *path, const char *hash);
-/* And about what is computed: dtype_state, kv, activations, architecture, mixers. */
+/* And about what is computed: dtype_state, kv, activations, architecture, mixers, windows. */
 void set_precision_keys(json_t *row, const linnet_model *model, linnet_kv_type kv,
                         const char *activations);
 /* "2026-11-25T21:00:00Z" */

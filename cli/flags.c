@@ -39,6 +39,12 @@ void flags_argument(flag_table *f, const char *name, const char **out) {
     f->arguments[f->n_arguments++] = out;
 }
 
+void flags_arguments(flag_table *f, const char *name, text_list *out) {
+    if (f->n_arguments == MAX_ARGUMENTS) return;
+    f->argument_names[f->n_arguments] = name;
+    f->rest = out;
+}
+
 void flag_switch(flag_table *f, const char *names, bool *out, const char *help) {
     add(f, SWITCH, names, NULL, out, help);
 }
@@ -173,6 +179,17 @@ static bool append_numbers(const flag *x, const char *value) {
     }
 }
 
+static int append_text(text_list *list, const char *name, const char *value) {
+    const char **grown = realloc(list->at, (list->n + 1) * sizeof *grown);
+    if (!grown) {
+        complain("out of memory for %s", name);
+        return EXIT_FAILED;
+    }
+    list->at = grown;
+    list->at[list->n++] = value;
+    return KEEP_GOING;
+}
+
 static int set_value(const flag_table *f, const flag *x, const char *name, const char *value) {
     int64_t whole;
     uint64_t big;
@@ -219,17 +236,8 @@ static int set_value(const flag_table *f, const flag *x, const char *name, const
                        "%s expects %s whole numbers from %lld to %lld, commas between them, "
                        "found '%s'",
                        name, few, (long long)x->low, (long long)x->high, value);
-    case TEXTS: {
-        text_list *list = x->out;
-        const char **grown = realloc(list->at, (list->n + 1) * sizeof *grown);
-        if (!grown) {
-            complain("out of memory for %s", name);
-            return EXIT_FAILED;
-        }
-        list->at = grown;
-        list->at[list->n++] = value;
-        break;
-    }
+    case TEXTS:
+        return append_text(x->out, name, value);
     }
     return KEEP_GOING;
 }
@@ -259,9 +267,13 @@ int flags_parse(flag_table *f, int argc, char **argv) {
             continue;
         }
         if (only_arguments || word[0] != '-' || !word[1]) {
-            if (n_found == f->n_arguments)
-                return misused(f->command, "unexpected argument '%s'", word);
-            *f->arguments[n_found++] = word;
+            if (n_found < f->n_arguments) {
+                *f->arguments[n_found++] = word;
+                continue;
+            }
+            if (!f->rest) return misused(f->command, "unexpected argument '%s'", word);
+            int code = append_text(f->rest, f->argument_names[f->n_arguments], word);
+            if (code != KEEP_GOING) return code;
             continue;
         }
         /* "--name=value" is "--name value" */
@@ -287,6 +299,8 @@ int flags_parse(flag_table *f, int argc, char **argv) {
     }
     if (n_found < f->n_arguments)
         return misused(f->command, "%s is missing", f->argument_names[n_found]);
+    if (f->rest && !f->rest->n)
+        return misused(f->command, "%s is missing", f->argument_names[f->n_arguments]);
     return KEEP_GOING;
 }
 

@@ -44,12 +44,14 @@ typedef struct {
     const char *argument_names[MAX_ARGUMENTS];
     const char **arguments[MAX_ARGUMENTS];
     int n_arguments;
+    text_list *rest; /* takes the arguments after those, at least one */
 } flag_table;
 
 /* All strings must outlive the table. `out` keeps its value, the default, when a flag is absent. */
 void flags_begin(flag_table *f, const char *command, const char *usage, const char *about);
 void flags_title(flag_table *f, const char *title); /* a heading in --help */
 void flags_argument(flag_table *f, const char *name, const char **out);
+void flags_arguments(flag_table *f, const char *name, text_list *out); /* one or more; the last */
 void flag_switch(flag_table *f, const char *names, bool *out, const char *help);
 void flag_int(flag_table *f, const char *names, const char *value, int *out, int low, int high,
               const char *help);

@@ -137,15 +137,8 @@ static json_t *as_json(const info_options *o, const linnet_model *model) {
     json_object_set_new(root, "file", json_text(o->model));
     json_object_set_new(root, "name", json_text(info->name));
     json_object_set_new(root, "architecture", json_text(info->architecture));
-
-    json_t *windows = json_array();
-    for (int i = 0; i < info->n_layers; i++) {
-        int window = 0;
-        linnet_model_mixer(model, i, &window);
-        json_array_append_new(windows, json_integer(window));
-    }
     json_object_set_new(root, "mixers", mixers_json(model));
-    json_object_set_new(root, "windows", windows);
+    json_object_set_new(root, "windows", windows_json(model));
 
     dtype_count counts[MAX_DTYPES];
     size_t n = count_dtypes(model, counts);

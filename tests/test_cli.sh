@@ -129,7 +129,7 @@ misuses "logits without --ids" "--ids FILE is missing" logits "$chat" -o x
 misuses "logits without -o" "-o OUT.npy is missing" logits "$chat" --ids x
 misuses "quantize to nothing known" "TYPE is one of" quantize "$chat" "$work/q.gguf" q3_X
 misuses "chat with an unknown template" "--template expects one of" chat "$chat" --template jazz --quiet
-for c in pareto serve; do
+for c in serve; do
     try "$c" "$chat" -m x
     check "$c comes later" refusal 2 "later"
 done
@@ -735,6 +735,38 @@ check "recall onto a full disk" refusal 1 "No space left"
 "$linnet" recall -m "$chat" --task "$mqar" --quiet --save /dev/full >"$work/out" 2>"$work/err"
 code=$?
 check "rows onto a full disk" eval 'code_is 1 && err_has "No space left"'
+# ---- pareto (tests/test_pareto.py has what its outputs say)
+bench_row='"model_filename":"a.gguf","n_prompt":0,"n_gen":4,"n_depth":0,"n_seqs":1,"median_ts":9'
+recall_row='"model_filename":"a.gguf","task":"mqar","params":"L=64","n":4,"hits":2,"acc":0.5,"acc_low":0.1,"acc_high":0.9,"state_bytes_model":64,"state_bytes_alloc":64'
+echo "{$recall_row}" >"$work/r.jsonl"
+printf '[{%s}]' "$bench_row" >"$work/b.json"
+for x in "--x state_bytes_model" "--x state_bytes_alloc" "--x tg_ts" "--accounting alloc"; do
+    # shellcheck disable=SC2086
+    try pareto "$work/r.jsonl" "$work/b.json" -o "$work/chart.svg" $x
+    check "pareto $x" eval 'code_is 0 && silent && err_has "1 on the frontier" && [ "$(grep -c "class=.point" "$work/chart.svg")" = 1 ]'
+done
+"$linnet" pareto - "$work/b.json" -o "$work/chart.md" --quiet <"$work/r.jsonl" >"$work/out" 2>"$work/err"
+code=$?
+check "pareto reads standard input" eval 'code_is 0 && silent && [ ! -s "$work/err" ] && grep -q "| a |" "$work/chart.md"'
+try pareto --help
+check "pareto --help has the rules of fairness" grep -q "fair comparison" "$work/out"
+misuses "pareto without a file" "FILE is missing" pareto -o "$work/x.svg"
+misuses "pareto without -o" "-o PATH is missing" pareto "$work/r.jsonl"
+misuses "pareto into a picture of another kind" "ends in .svg, .csv, .md or .html" pareto "$work/r.jsonl" -o x.png
+misuses "pareto --x of nothing" "--x expects one of" pareto "$work/r.jsonl" -o x.svg --x size
+misuses "pareto --y of nothing" "--y expects one of" pareto "$work/r.jsonl" -o x.svg --y bleu
+misuses "pareto --depth -1" "--depth expects" pareto "$work/r.jsonl" -o x.svg --depth -1
+misuses "pareto with two accountings" "contradicts" pareto "$work/r.jsonl" -o x.svg --accounting alloc --x state_bytes_model
+refuses "pareto of no file" 1 "cannot open $work/none" pareto "$work/none" -o "$work/x.svg"
+echo "{" >"$work/bad"
+refuses "pareto of what is not JSON" 1 "$work/bad, line 1: not JSON" pareto "$work/bad" -o "$work/x.svg"
+refuses "pareto of a folder" 1 "cannot read $work: Is a directory" pareto "$work" -o "$work/x.svg"
+refuses "pareto without recall" 1 "nothing to join: no row of recall" pareto "$work/b.json" -o "$work/x.svg"
+refuses "pareto into no folder" 1 "cannot write $work/none/x.svg" pareto "$work/r.jsonl" -o "$work/none/x.svg"
+mkdir "$work/folder.svg"
+refuses "pareto onto a folder" 1 "cannot write $work/folder.svg" pareto "$work/r.jsonl" -o "$work/folder.svg"
+rmdir "$work/folder.svg"
+check "pareto left no file behind" eval '[ ! -e "$work/x.svg" ] && ! ls "$work"/*.svg.* "$work"/x.* >/dev/null 2>&1'
 
 # ---- quantize
 mkdir "$work/q"
