@@ -195,7 +195,7 @@ $(BUILD)/bench/%: bench/%.c $(BUILD)/liblinnet.a
 bench: $(BENCHES) ## the programs of bench/ (its README tells what they measure)
 
 test: deps ## everything that needs neither a GPU nor a download
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory linnet
 	@scripts/test.sh
 
 test-c: $(TESTS) $(BENCHES) $(BUILD)/linnet ## the C tests alone, with the tools already there
@@ -237,9 +237,10 @@ install: linnet ## into PREFIX (default /usr/local); DESTDIR is honoured
 	install -D -m 755 linnet $(DESTDIR)$(PREFIX)/bin/linnet
 	install -D -m 644 linnet.h $(DESTDIR)$(PREFIX)/include/linnet.h
 	install -D -m 644 $(BUILD)/liblinnet.a $(DESTDIR)$(PREFIX)/lib/liblinnet.a
+	@[ ! -e liblinnet_cuda.so ] || install -D -m 755 liblinnet_cuda.so $(DESTDIR)$(PREFIX)/lib/liblinnet_cuda.so
 
 clean: ## remove what was built
-	rm -rf build linnet
+	rm -rf build linnet liblinnet_cuda.so
 
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(EMU_OBJ:.o=.d) $(EMU_TEST_OBJ:.o=.d) \
 	$(CUDA_OBJ:.o=.d)

@@ -10,19 +10,20 @@
 
 #define CUDA_LIBRARY "liblinnet_cuda.so"
 
-/* The library in the folder that this code was loaded from, then by its plain name; *why says what
- * the loader said of the first that is there. It stays open. */
+/* The library in the folder that this code was loaded from, or in ../lib, or by its plain name; why
+ * gets what the loader said of the last. It stays open. */
 static void *load_library(char *why, size_t size) {
     char path[4096];
     Dl_info here;
     void *library = NULL;
     const char *slash;
     if (dladdr((void *)(uintptr_t)backend_open, &here) && here.dli_fname &&
-        (slash = strrchr(here.dli_fname, '/'))) {
-        snprintf(path, sizeof path, "%.*s/" CUDA_LIBRARY, (int)(slash - here.dli_fname),
-                 here.dli_fname);
-        library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    }
+        (slash = strrchr(here.dli_fname, '/')))
+        for (int i = 0; i < 2 && !library; i++) {
+            snprintf(path, sizeof path, "%.*s/%s" CUDA_LIBRARY, (int)(slash - here.dli_fname),
+                     here.dli_fname, i ? "../lib/" : "");
+            library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        }
     if (!library) library = dlopen(CUDA_LIBRARY, RTLD_NOW | RTLD_LOCAL);
     if (!library) snprintf(why, size, "%s", dlerror());
     return library;

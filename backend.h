@@ -47,8 +47,8 @@ struct backend_ops {
     linnet_status (*write)(backend *b, void *memory, const void *host, size_t bytes,
                            linnet_error *err);
     linnet_status (*copy)(backend *b, void *to, const void *from, size_t bytes, linnet_error *err);
-    /* Memory of the host that forward may write to from the device: a session's logits. NULL: there is
-     * none. */
+    /* Memory of the host that forward may write to from the device: a session's logits. NULL: there
+     * is none. */
     void *(*host_alloc)(backend *b, size_t bytes);
     void (*host_free)(backend *b, void *memory); /* NULL is allowed */
 

@@ -3,7 +3,12 @@
  * phases (team.h).
  *
  * Phases of a softmax layer: input and products of q, k, v (2), placing (1), attention (1, or 2
- * when the sequence is split), input and product of o (2), of gate and up (2), of down (2). */
+ * when the sequence is split), input and product of o (2), of gate and up (2), of down (2): 10, so
+ * 300 a token for 30 layers. A phase costs 43 ns between two threads that are awake (team_run of
+ * empty ones, best of 2,000; Zen 5), so all of them are 1 % of the 1.6 ms that a token of a 135M
+ * model in q4_0 takes. Every one is there because the next reads what all threads wrote. Norms and
+ * quantization are phases of their own rather than done by every thread for itself: at a width of
+ * 576 that would save 1.5 % of a token, and cost it at 2048. */
 enum { PHASES_PER_LAYER = 16 /* the most a layer may use */ };
 
 #ifndef PASS_H

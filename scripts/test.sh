@@ -49,7 +49,7 @@ else
         tests+=("build/tests/${t%.*}")
     done
     make -s -j"$(nproc)" "${tests[@]}" bench build/linnet || { echo "0 passed, 1 failed"; exit 1; }
-    export LINNET=build/linnet # has no CUDA library beside it: what is tested does not depend on a GPU
+    export LINNET=$PWD/build/linnet # has no CUDA library beside it: what is tested does not depend on a GPU
     all=1
 fi
 beside=()
