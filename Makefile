@@ -58,7 +58,7 @@ EMU_TEST_OBJ := $(patsubst %,$(BUILD)/emu/%.o,$(wildcard tests/test_*.cu))
 .SECONDARY: $(EMU_OBJ) $(EMU_TEST_OBJ)
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help FORCE demo chat deps cuda cuda-all emu test-cuda bench-cuda bench test test-c test-cli test-export test-clients asan ubsan neon \
+.PHONY: all help FORCE demo chat deps cuda cuda-all emu test-cuda bench-cuda tradeoff bench test test-c test-cli test-export test-clients asan ubsan neon \
 	fuzz format format-check install clean
 ifneq ($(NVCC),)
 all: linnet liblinnet_cuda.so
@@ -191,6 +191,9 @@ $(BUILD)/cuda/test_simt: $(BUILD)/cuda/tests/test_simt.cu.o $(BUILD)/cuda/kernel
 $(BUILD)/bench/%: bench/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS)
+
+tradeoff: linnet ## recall against state and speed of the committed models: table, charts, report
+	@scripts/tradeoff.sh
 
 bench: $(BENCHES) ## the programs of bench/ (its README tells what they measure)
 

@@ -30,8 +30,9 @@ void backend_flags(flag_table *f, engine *e) {
     e->command = f->command;
     e->backend = "auto";
     e->isa = "auto";
-    flag_text(f, "--backend", "NAME", &e->backend,
-              "where to compute: auto, cpu, cuda or cuda:N (this version has cpu)");
+    flag_text(
+        f, "--backend", "NAME", &e->backend,
+        "where to compute: auto (a GPU if there is one that the model fits), cpu, cuda or cuda:N");
     flag_choice(f, "--isa", "auto generic avx2 avx512 neon", &e->isa,
                 "instruction set of the kernels");
     flag_switch(f, "--no-mmap", &e->no_mmap, "read the model file instead of mapping it");
