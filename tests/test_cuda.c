@@ -164,7 +164,9 @@ static void in_pieces(const subject *s, linnet_model *m, const precision *p, flo
         linnet_session *x = begin(s, m, p);
         if (!x) return;
         snprintf(way, sizeof way, "chunks of %zu", chunks[i]);
-        feed(s, x, 0, N, chunks[i], out);
+        size_t begun = chunks[i] == 1 && p != &exact ? 56 : 0; /* decoding is slow to emulate */
+        feed(s, x, 0, begun, 0, out);
+        feed(s, x, begun, N, chunks[i], out);
         near(s, way, p, out, 0, N);
         if (p == &exact && s->mode != LINNET_TERRACE_HF) {
             linnet_session *y = begin(s, s->cpu, p);
