@@ -265,6 +265,17 @@ linnet_status device_finish(device *d, linnet_error *err) {
 }
 
 /* ---- Launches ---------------------------------------------------------------------------- */
+/* A kernel has 48 KiB of shared memory, its own arrays included, unless more is asked for by name:
+ * then all that the GPU has, so that a graph's launches keep what they were recorded with. */
+static cudaError_t allow_shared(device *d, const void *kernel, size_t bytes) {
+    if (bytes <= 40 << 10) return cudaSuccess; /* no kernel that asks has 8 of its own */
+    cudaFuncAttributes has;
+    cudaError_t e = cudaFuncGetAttributes(&has, kernel);
+    if (e != cudaSuccess) return e;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                (int)(d->properties.sharedMemPerBlockOptin - has.sharedSizeBytes));
+}
+
 bool device_prepare(device_stream s, const launch_shape &shape, const void *kernel,
                     cudaLaunchConfig_t *config, cudaLaunchAttribute *attributes) {
     if (*s->fault || s->error != cudaSuccess) return false;
@@ -283,11 +294,7 @@ bool device_prepare(device_stream s, const launch_shape &shape, const void *kern
         attributes[config->numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attributes[config->numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
-    /* More than the 48 KiB that every kernel can have are asked for by name. */
-    cudaError_t e = cudaSuccess;
-    if (shape.shared_bytes > 48 << 10)
-        e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 (int)shape.shared_bytes);
+    cudaError_t e = allow_shared(s, kernel, shape.shared_bytes);
     if (e != cudaSuccess) device_launched(s, shape, e);
     return e == cudaSuccess;
 }
@@ -305,9 +312,7 @@ int device_cooperative_blocks(device_stream s, unsigned threads, size_t shared_b
                               const void *kernel) {
     int of_sm = 0;
     use(s);
-    if (shared_bytes > 48 << 10)
-        note(s, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)shared_bytes));
+    note(s, allow_shared(s, kernel, shared_bytes));
     note(s,
          cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_sm, kernel, (int)threads, shared_bytes));
     return of_sm * s->properties.multiProcessorCount;
@@ -317,7 +322,8 @@ int device_cooperative_blocks(device_stream s, unsigned threads, size_t shared_b
 linnet_status device_graph_begin(device_stream s, linnet_error *err) {
     if (*s->fault) return tell(s, err);
     use(s);
-    return checked(s, cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal), err);
+    /* Relaxed: a kernel's code may be loaded at its first launch. */
+    return checked(s, cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeRelaxed), err);
 }
 
 linnet_status device_graph_end(device_stream s, device_graph **out, linnet_error *err) {

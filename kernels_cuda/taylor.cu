@@ -177,7 +177,8 @@ __global__ __launch_bounds__(LINEAR_THREADS) void taylor_chunks(
 static void forward(const cuda_pass *p, int layer) {
     const taylor_weights *w = (const taylor_weights *)p->m->layers[layer].mixer_weights;
     size_t qk = w->heads * w->features, values = w->heads * w->value_dim;
-    float *q = p->work, *k = q + p->n * qk, *v = k + p->n * qk, *y = v + p->n * values;
+    /* Values first: they are loaded four at a time. */
+    float *v = p->work, *y = v + p->n * values, *q = y + p->n * values, *k = q + p->n * qk;
     const product qkv[] = {
         {&w->wq, q, qk, GEMM_STORE}, {&w->wk, k, qk, GEMM_STORE}, {&w->wv, v, values, GEMM_STORE}};
     cuda_mix_in(p, layer, qkv, 3);

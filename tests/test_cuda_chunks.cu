@@ -2,6 +2,7 @@
  * around the chunk's, states that are carried in, keys that enter the state with their row, behind
  * a window, or a block at a time; the same bits in every order of threads. */
 #include "../kernels_cuda/chunks.h"
+#include "../kernels_cuda/pass.h"
 #include "emulation/control.h"
 
 #include <setjmp.h>
@@ -204,11 +205,72 @@ static void test_by_blocks(void **state) {
     run_of(BY_BLOCKS, 24, 65);
 }
 
+/* A layer of BASED whose queries take 15 floats a row: values, which are loaded four at a time, lie
+ * aligned all the same. All weights are 0, and so is what it adds. */
+static void test_odd_taylor(void **state) {
+    (void)state;
+    enum { HEADS = 3, FEATURES = 5, MOMENTS = 21, VALUES = 4, EMBD = 16, ARENA = 1 << 14 };
+    static_assert(MOMENTS == 1 + FEATURES + FEATURES * (FEATURES + 1) / 2, "");
+    size_t panel = cuda_panel_bytes(DTYPE_F32, EMBD);
+    std::vector<uint8_t> arena(ARENA);
+    auto weights = [&](size_t rows) { /* the same zeros for all */
+                                      return matrix{arena.data(), NULL,  rows,
+                                                    EMBD,         panel, DTYPE_F32};
+    };
+    taylor_weights w = {weights(HEADS * FEATURES),
+                        weights(HEADS * FEATURES),
+                        weights(HEADS * VALUES),
+                        {arena.data(), NULL, EMBD, HEADS * VALUES,
+                         cuda_panel_bytes(DTYPE_F32, HEADS * VALUES), DTYPE_F32},
+                        HEADS,
+                        FEATURES,
+                        MOMENTS,
+                        VALUES,
+                        1e-12f};
+    layer_weights layer = {};
+    layer.mixer_weights = &w;
+    linnet_model *m = (linnet_model *)calloc(1, sizeof *m);
+    m->act = LINNET_ACT_EXACT;
+    m->cfg.n_embd = EMBD;
+    m->layers = &layer;
+    uint8_t *arena_gpu = up(arena);
+    cuda_row row = {};
+    row.state = up(std::vector<uint8_t>(HEADS * MOMENTS * (VALUES + 1) * sizeof(float)));
+    cuda_run run = {0, 1};
+    cuda_pass p = {};
+    p.m = m;
+    p.stream = device_get_stream(gpu);
+    p.sm_count = 2;
+    p.exact = true;
+    p.weights = (ptrdiff_t)((uintptr_t)arena_gpu - (uintptr_t)arena.data());
+    p.n = p.n_runs = p.longest_run = 1;
+    p.rows = up(std::vector<cuda_row>(1, row));
+    p.runs = up(std::vector<cuda_run>(1, run));
+    p.x = up(std::vector<float>(EMBD, 1));
+    p.work = up(std::vector<float>(2 * HEADS * (FEATURES + VALUES)));
+    p.counters = up(std::vector<unsigned>(HEADS));
+    p.not_finite = up(std::vector<unsigned long long>(1, UINT64_MAX));
+    cuda_based_taylor.forward(&p, 0);
+    linnet_error err;
+    if (device_finish(gpu, &err)) fail_msg("%s", err.text);
+    for (float x : down(p.x, EMBD))
+        assert_true(x == 1);
+    device_free(gpu, arena_gpu);
+    device_free(gpu, row.state);
+    device_free(gpu, (void *)p.rows);
+    device_free(gpu, (void *)p.runs);
+    device_free(gpu, p.work);
+    device_free(gpu, p.counters);
+    device_free(gpu, p.not_finite);
+    free(m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_with_row),
         cmocka_unit_test(test_behind_a_window),
         cmocka_unit_test(test_by_blocks),
+        cmocka_unit_test(test_odd_taylor),
     };
     return cmocka_run_group_tests(tests, open_gpu, close_gpu);
 }
