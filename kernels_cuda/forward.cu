@@ -44,6 +44,7 @@ struct cuda_model {
     size_t logits_rows;
     recorded graphs[MAX_GRAPHS];
     size_t n_graphs;
+    bool no_graphs; /* recording failed once (an older driver): launches one by one */
 };
 
 /* ---- Buffers ----------------------------------------------------------------------------------
@@ -310,11 +311,12 @@ static device_graph *graph_of(cuda_model *g, const piece_shape *shape) {
             s->n_wanted == shape->n_wanted && s->kv == shape->kv)
             return g->graphs[i].graph;
     }
+    if (g->no_graphs) return NULL;
     if (g->n_graphs == MAX_GRAPHS) forget_graphs(g);
     device_graph *graph = NULL;
-    if (device_graph_begin(g->pass.stream, NULL)) return NULL;
+    if ((g->no_graphs = device_graph_begin(g->pass.stream, NULL))) return NULL;
     run_layers(&g->pass);
-    if (device_graph_end(g->pass.stream, &graph, NULL)) return NULL;
+    if ((g->no_graphs = device_graph_end(g->pass.stream, &graph, NULL))) return NULL;
     g->graphs[g->n_graphs].shape = *shape;
     g->graphs[g->n_graphs++].graph = graph;
     return graph;
