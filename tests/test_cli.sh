@@ -727,6 +727,13 @@ printf 'abc\xff' >"$work/bytes"
 refuses "a text that is not UTF-8" 1 "not valid UTF-8: byte 0xff at offset 3" recall -m "$chat" --task "ar:$work/bytes"
 refuses "rows into no folder" 1 "$work/none/x" recall -m "$chat" --task "$mqar" --save "$work/none/x"
 refuses "prompts into a folder" 1 "it is a folder" recall -m "$chat" --task "$mqar" --dump "$work"
+# The committed models answer as their cards say (models/README.md).
+check "a softmax model finds every pair again" \
+    "$linnet" recall -m models/mqar-softmax-d64.gguf --task mqar:L=64,K=16,n=50 --min-acc 0.99 --quiet
+check "a DeltaNet model nearly all" \
+    "$linnet" recall -m models/mqar-delta-d64-h1.gguf --task mqar:L=64,K=16,n=50 --min-acc 0.97 --quiet
+check "a window of 32 does not reach 128 tokens back" \
+    eval '! "$linnet" recall -m models/mqar-swa-d64-w32.gguf --task mqar:L=128,K=32,n=50 --min-acc 0.1 --quiet'
 refuses "recall with a backend that is not built" 1 "cuda" recall -m "$chat" --task "$mqar" --backend cuda
 "$linnet" recall -m "$chat" --task "$mqar" --quiet >/dev/full 2>"$work/err"
 code=$?
