@@ -1,5 +1,6 @@
 /* The CPU's forward pass: pieces of at most PIECE rows (tokens of any sessions), layer by layer,
  * then the logits that were asked for. Adding a mixer does not touch this file. */
+#include "../session/pieces.h"
 #include "pass.h"
 
 #include <math.h>
@@ -494,25 +495,5 @@ static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *r
 linnet_status forward_cpu(linnet_model *m, linnet_item *items, size_t n_items,
                           linnet_progress_fn progress, void *user, linnet_error *err) {
     row rows[PIECE];
-    size_t n = 0, done = 0, total = 0;
-    for (size_t i = 0; i < n_items; i++)
-        total += items[i].n_tokens;
-    for (size_t i = 0; i < n_items; i++) {
-        linnet_session *s = items[i].session;
-        for (size_t t = 0; t < items[i].n_tokens; t++) {
-            bool last = t + 1 == items[i].n_tokens;
-            rows[n++] = (row){s, items[i].tokens[t], (int)(s->n_tokens + t), i,
-                              items[i].want == LINNET_LOGITS_ALL ||
-                                  (items[i].want == LINNET_LOGITS_LAST && last)};
-            if (n < PIECE && !(last && i + 1 == n_items)) continue;
-            linnet_status status = run_piece(m, items, rows, n, err);
-            if (status) return status;
-            done += n;
-            n = 0;
-            if (progress && !progress(user, "prefill", done, total))
-                return fail(err, LINNET_ERR_CANCELLED, "cancelled after %zu of %zu tokens", done,
-                            total);
-        }
-    }
-    return LINNET_OK;
+    return run_pieces(m, items, n_items, rows, PIECE, false, run_piece, progress, user, err);
 }

@@ -5,6 +5,8 @@
  * per token, and waits once. Adding a mixer adds a line to the table. */
 #include "forward.h"
 
+#include "../session/pieces.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -358,8 +360,9 @@ static linnet_status deliver(const cuda_model *g, linnet_item *items, const int 
     return LINNET_OK;
 }
 
-static linnet_status run_piece(cuda_backend *b, linnet_model *m, linnet_item *items,
-                               const row *rows, size_t n, linnet_error *err) {
+static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *rows, size_t n,
+                               linnet_error *err) {
+    cuda_backend *b = (cuda_backend *)m->backend;
     cuda_model *g = (cuda_model *)m->prepared;
     cuda_pass *p = &g->pass;
     int wanted[CUDA_PIECE];
@@ -403,29 +406,7 @@ linnet_status cuda_forward(linnet_model *m, linnet_item *items, size_t n_items,
     cuda_backend *b = (cuda_backend *)m->backend;
     std::lock_guard<std::mutex> held(b->mutex);
     row rows[CUDA_PIECE];
-    size_t n = 0, done = 0, total = 0;
-    for (size_t i = 0; i < n_items; i++)
-        total += items[i].n_tokens;
-    for (size_t i = 0; i < n_items; i++) {
-        linnet_session *s = items[i].session;
-        for (size_t t = 0; t < items[i].n_tokens; t++) {
-            bool last = t + 1 == items[i].n_tokens;
-            rows[n++] = {s, items[i].tokens[t], (int)(s->n_tokens + t), i,
-                         items[i].want == LINNET_LOGITS_ALL ||
-                             (items[i].want == LINNET_LOGITS_LAST && last)};
-            bool end = last && (i + 1 == n_items ||
-                                items[i + 1].session->kv.layout.kind != s->kv.layout.kind);
-            if (n < CUDA_PIECE && !end) continue;
-            linnet_status status = run_piece(b, m, items, rows, n, err);
-            if (status) return status;
-            done += n;
-            n = 0;
-            if (progress && !progress(user, "prefill", done, total))
-                return fail(err, LINNET_ERR_CANCELLED, "cancelled after %zu of %zu tokens", done,
-                            total);
-        }
-    }
-    return LINNET_OK;
+    return run_pieces(m, items, n_items, rows, CUDA_PIECE, true, run_piece, progress, user, err);
 }
 
 /* ---- A model on the GPU -------------------------------------------------------------------------
