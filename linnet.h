@@ -108,8 +108,9 @@ linnet_status linnet_model_check(const linnet_model *m, linnet_error *err);
 
 /* ---- Tokens and text --------------------------------------------------------------------- */
 enum {
-    LINNET_ADD_BOS = 1,      /* BOS in front if the file asks for it */
-    LINNET_PARSE_SPECIAL = 2 /* spellings of special tokens become those tokens */
+    LINNET_ADD_BOS = 1,       /* BOS in front if the file asks for it */
+    LINNET_PARSE_SPECIAL = 2, /* spellings of special tokens become those tokens */
+    LINNET_MIDDLE = 4 /* detokenize: not a text's beginning, so the first word's space stays */
 };
 /* UTF-8 (invalid bytes follow the tokenizer's own rule) to ids. Writes up to `cap` ids and sets
  * *n to the number there are; call again with a larger buffer when *n > cap. */
@@ -127,6 +128,12 @@ typedef struct {
  * a turn. `name` NULL = the file's; `add_generation_prompt` opens the answer. Same buffer rule. */
 linnet_status linnet_chat_tokenize(const linnet_model *m, const char *name,
                                    const linnet_message *messages, size_t n_messages,
+                                   bool add_generation_prompt, int32_t *ids, size_t cap, size_t *n,
+                                   linnet_error *err);
+/* What messages [from, n) add to a session that holds those before and ends with the end token of
+ * answer from - 1. LINNET_ERR_UNSUPPORTED: the template rewrites what came before. */
+linnet_status linnet_chat_continue(const linnet_model *m, const char *name,
+                                   const linnet_message *messages, size_t n_messages, size_t from,
                                    bool add_generation_prompt, int32_t *ids, size_t cap, size_t *n,
                                    linnet_error *err);
 const char *linnet_chat_template_name(size_t i); /* known names; NULL past the last */
@@ -159,6 +166,7 @@ typedef struct {
     linnet_want want;
     linnet_rows_fn rows; /* called for LINNET_LOGITS_ALL, on the calling thread */
     void *user;
+    bool sampled; /* the model's own tokens: windows slide, whatever the mode */
 } linnet_item;
 /* Advances distinct sessions of one model at once, each bitwise as alone. After an error (NaN is
  * one) none has advanced, but a step may lose a recurrent state: then reset or load it. */
@@ -196,9 +204,10 @@ typedef struct {
     int repeat_last;
     const linnet_logit_bias *bias;
     size_t n_bias;
+    const uint32_t *allowed; /* bit t % 32 of [t / 32]: token t may be drawn; NULL = any */
 } linnet_sampling;
 #define LINNET_SAMPLING_DEFAULT                                                                    \
-    { 0, 0, 0, 1, 0, 1, 64, NULL, 0 }
+    { 0, 0, 0, 1, 0, 1, 64, NULL, 0, NULL }
 /* Draws the next token from the session's logits without feeding it. The random number depends on
  * (seed, number of tokens in the session) alone. */
 linnet_status linnet_sample(const linnet_session *session, const linnet_sampling *sampling,
@@ -232,6 +241,53 @@ typedef bool (*linnet_text_fn)(void *user, const char *text, size_t bytes);
 linnet_status linnet_generate(linnet_session *session, const linnet_generate_options *options,
                               linnet_text_fn text, void *user, linnet_generated *result,
                               linnet_error *err);
+
+/* The text of tokens as they come, as linnet_generate shows it, for callers with their own loop. */
+typedef struct linnet_text linnet_text;
+/* `after`: the session that the text continues. The stop strings are copied. */
+linnet_status linnet_text_new(linnet_text **out, const linnet_session *after,
+                              const char *const *stops, size_t n_stops, linnet_error *err);
+void linnet_text_free(linnet_text *text);
+/* Takes a token, or -1 when the text is over. Returns what can be shown now: *bytes of whole
+ * characters, not terminated, valid until the next call. *stop: the stop string that ended the text
+ * (push no more then), or NULL. *held: bytes that wait for the rest of a character or of a stop. */
+const char *linnet_text_push(linnet_text *text, int32_t token, size_t *bytes, size_t *held,
+                             const char **stop);
+
+/* ---- Prefix cache ------------------------------------------------------------------------ */
+/* Snapshots of what sessions held, found again by their tokens: a prompt that begins like an
+ * earlier one computes the rest only, on every mixer. One cache serves one model; its functions may
+ * be called from many threads. */
+typedef struct linnet_cache linnet_cache;
+typedef struct {
+    uint64_t bytes;     /* in memory, pages that snapshots share counted once; 0 = 1 GiB */
+    const char *dir;    /* a folder whose files survive a restart; NULL = none */
+    uint64_t dir_bytes; /* 0 = 16 GiB */
+    size_t every;       /* tokens of a prefill between snapshots; 0 = 1024 */
+} linnet_cache_options;
+linnet_status linnet_cache_new(linnet_cache **out, linnet_model *model,
+                               const linnet_cache_options *options, linnet_error *err);
+void linnet_cache_free(linnet_cache *cache); /* writes what the folder lacks; NULL is allowed */
+typedef struct {
+    size_t n_reused, n_fed; /* of the tokens: were in place, were computed */
+    char text[256];         /* one line: what was reused, and why not more */
+} linnet_reuse;
+/* Makes `tokens` the session's timeline with logits after the last: keeps or restores the longest
+ * prefix that it or the cache holds, feeds the rest, and leaves snapshots every so many tokens, at
+ * `mark` (where the last turn begins; 0 = none) and at the end. `reuse` may be NULL. */
+linnet_status linnet_session_sync(linnet_session *s, linnet_cache *cache, const int32_t *tokens,
+                                  size_t n, size_t mark, linnet_reuse *reuse, linnet_error *err);
+/* Its parts, for callers who batch. Restores only; n - n_reused tokens are left to feed. */
+linnet_status linnet_cache_restore(linnet_cache *cache, linnet_session *s, const int32_t *tokens,
+                                   size_t n, linnet_reuse *reuse, linnet_error *err);
+/* How many more tokens to feed until the session, at `held` of `n`, is worth keeping. */
+size_t linnet_cache_next(const linnet_cache *cache, size_t held, size_t n, size_t mark);
+linnet_status linnet_cache_keep(linnet_cache *cache, const linnet_session *s, linnet_error *err);
+linnet_status linnet_cache_flush(linnet_cache *cache, linnet_error *err); /* to the folder, now */
+typedef struct {
+    uint64_t entries, bytes, files, file_bytes, hits, misses, evictions;
+} linnet_cache_stats;
+void linnet_cache_get_stats(const linnet_cache *cache, linnet_cache_stats *stats);
 
 /* ---- Quantization ------------------------------------------------------------------------ */
 typedef struct {

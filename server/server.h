@@ -1,0 +1,52 @@
+/* What all handlers share: `linnet serve` on the public header alone.
+ *
+ *   server.c         starting, draining, stopping
+ *   http.c           civetweb: limits, Host, API keys, CORS, errors in OpenAI's shape, streams
+ *   routes.c         which path is whose
+ *   chat.c completions.c   /v1/chat/completions, /v1/completions
+ *   sampling.c       the fields that both share, checked
+ *   tokens.c models.c states.c health.c    the small endpoints, /metrics in Prometheus' text form
+ *   page.c page/     the web page at /
+ *   scheduler.c      slots and continuous batching          json_mask.c   JSON mode
+ *   conversations.c  sampled ids and states by message      store*.c      folder, Redis
+ */
+#ifndef SERVER_SERVER_H
+#define SERVER_SERVER_H
+
+#include "conversations.h"
+#include "http.h"
+#include "scheduler.h"
+
+typedef struct {
+    const char *model_path; /* its name in /v1/models: the file's name without folder and .gguf */
+    const char *host;       /* default 127.0.0.1 */
+    int port;               /* 0: any free one, told */
+    const char *template;   /* or NULL */
+    size_t slots, max_queue, max_connections, max_body;
+    double request_seconds, header_seconds, drain_seconds;
+    uint64_t cache_bytes;
+    const char *cache_dir, *redis, *api_key_file;
+    const char *const *cors_origins; /* exact origins, or "*"; default none */
+    size_t n_cors_origins;
+    const char *const *hosts; /* further names that Host may have */
+    size_t n_hosts;
+    linnet_session_options session;
+    void (*log)(const char *line); /* one line, no newline */
+} server_options;
+
+struct server {
+    server_options options;
+    linnet_model *model;
+    linnet_cache *cache;
+    scheduler *scheduler;
+    conversations *conversations;
+    char model_name[256];
+    double started; /* unix time */
+};
+
+/* Serves until `stop` returns true (asked ten times a second), then drains. The model is the
+ * caller's. */
+linnet_status server_run(linnet_model *model, const server_options *options, bool (*stop)(void),
+                         linnet_error *err);
+
+#endif
