@@ -39,7 +39,7 @@ KERNELS_aarch64 := kernels_cpu/neon.c kernels_cpu/neon_dot.c
 KERNELS_ELSEWHERE := $(filter-out $(KERNELS_$(ARCH)),$(KERNELS_x86_64) $(KERNELS_aarch64))
 LIB_SRC := $(wildcard *.c $(ROOMS:%=%/*.c) $(ROOMS:%=%/*.cc))
 LIB_SRC := $(filter-out run.c $(KERNELS_ELSEWHERE),$(LIB_SRC))
-CLI_SRC := run.c $(wildcard cli/*.c)
+CLI_SRC := run.c $(wildcard cli/*.c server/*.c)
 LIB_OBJ := $(LIB_SRC:%=$(BUILD)/%.o)
 CLI_OBJ := $(CLI_SRC:%=$(BUILD)/%.o)
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)) \
