@@ -5,10 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-linnet_model *session_model(const linnet_session *s) {
-    return s->model;
-}
-
 /* By default the trained length, or no limit where nothing grows with the text. */
 static int ctx_of(const linnet_model *m, int wanted) {
     if (wanted) return wanted;
@@ -167,7 +163,7 @@ static linnet_status reserve(const linnet_item *item, linnet_error *err) {
 /* Which windows the item's tokens see. */
 static void choose_rule(const linnet_item *item) {
     linnet_session *s = item->session;
-    bool past_prompt = s->sampled || (s->mode == LINNET_TERRACE_HF && s->n_tokens);
+    bool past_prompt = item->sampled || (s->mode == LINNET_TERRACE_HF && s->n_tokens);
     s->rule = past_prompt ? LINNET_SLIDING : s->mode;
     s->whole = s->rule == LINNET_TERRACE_HF ? (int)item->n_tokens : 0;
 }
