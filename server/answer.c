@@ -19,8 +19,8 @@ char *token_text(const linnet_model *model, int32_t token, size_t *n) {
     for (;;) {
         char *text = malloc(cap + 1);
         if (!text) return NULL;
-        if (linnet_detokenize(model, &token, 1, LINNET_PARSE_SPECIAL | LINNET_MIDDLE, text, cap, n,
-                              NULL))
+        if (linnet_detokenize(model, &token, 1, LINNET_PARSE_SPECIAL | LINNET_MIDDLE | LINNET_BYTES,
+                              text, cap, n, NULL))
             *n = 0;
         if (*n <= cap) {
             text[*n] = '\0';
