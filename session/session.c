@@ -90,7 +90,7 @@ void linnet_session_reset(linnet_session *s) {
     kv_truncate(&s->kv, 0);
     backend *b = s->model->backend;
     s->lost = s->state && b->ops->zero(b, s->state, s->model->state_bytes, NULL);
-    s->n_tokens = 0;
+    s->n_tokens = s->n_ruled = 0;
     s->has_logits = false;
 }
 
@@ -171,6 +171,7 @@ static void choose_rule(const linnet_item *item) {
 static void commit(const linnet_item *item) {
     linnet_session *s = item->session;
     memcpy(s->tokens + s->n_tokens, item->tokens, item->n_tokens * sizeof *s->tokens);
+    if (s->n_ruled == s->n_tokens && s->rule == s->mode) s->n_ruled += item->n_tokens;
     s->n_tokens += item->n_tokens;
     s->has_logits = item->want != LINNET_LOGITS_NONE;
     float *logits = s->pending;
