@@ -110,7 +110,8 @@ linnet_status linnet_model_check(const linnet_model *m, linnet_error *err);
 enum {
     LINNET_ADD_BOS = 1,       /* BOS in front if the file asks for it */
     LINNET_PARSE_SPECIAL = 2, /* spellings of special tokens become those tokens */
-    LINNET_MIDDLE = 4         /* not a text's beginning: SentencePiece adds or drops no space */
+    LINNET_MIDDLE = 4,        /* not a text's beginning: SentencePiece adds or drops no space */
+    LINNET_BYTES = 8          /* detokenize: cut characters stay the bytes they are, not U+FFFD */
 };
 /* UTF-8 (invalid bytes follow the tokenizer's own rule) to ids. Writes up to `cap` ids and sets
  * *n to the number there are; call again with a larger buffer when *n > cap. */
