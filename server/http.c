@@ -78,7 +78,7 @@ static uint64_t received(const connection *c) {
 
 void connection_deadline(http *h, connection *c, double seconds, bool reading) {
     pthread_mutex_lock(&h->lock);
-    c->deadline = seconds > 0 ? clock_seconds() + seconds : 0;
+    c->deadline = seconds ? clock_seconds() + seconds : 0;
     c->reading = reading;
     pthread_mutex_unlock(&h->lock);
 }
