@@ -31,7 +31,7 @@ endif
 PKGS := sentencepiece libpcre2-8
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
 LIBS = $(shell pkg-config --libs $(PKGS)) -fopenmp -lm -lstdc++
-CLI_LIBS = $(shell pkg-config --libs jansson libsodium hiredis) -lpthread
+CLI_LIBS = $(shell pkg-config --libs jansson libsodium hiredis) -lcivetweb -lpthread
 
 ROOMS := weights tokenizer attention kernels_cpu session
 KERNELS_x86_64 := kernels_cpu/avx2.c kernels_cpu/avx512.c kernels_cpu/avx512_bf16.c
@@ -129,6 +129,16 @@ $(BUILD)/commit.h: FORCE
 		echo "#define BUILD_NUMBER $$(git rev-list --count HEAD 2>/dev/null || echo 0)"; } >$@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 FORCE:
+
+# Has the web page inside: a list of its files, which changes when one comes or goes.
+PAGE := $(notdir $(sort $(wildcard server/page/*)))
+$(BUILD)/server/page.c.o: COMMON += -include $(BUILD)/page_files.h
+$(BUILD)/server/page.c.o: $(BUILD)/page_files.h $(PAGE:%=server/page/%)
+$(BUILD)/page_files.h: FORCE
+	@mkdir -p $(@D)
+	@{ printf '#define PAGE_FILES(X)'; i=0; for f in $(PAGE); do \
+		printf ' X(%d, "%s")' $$i $$f; i=$$((i + 1)); done; echo; } >$@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
 # Has texts inside.
 $(BUILD)/cli/texts.c.o: data/haystack.txt data/factbook.jsonl

@@ -13,5 +13,6 @@ int command_quantize(int argc, char **argv);
 int command_bench(int argc, char **argv);
 int command_recall(int argc, char **argv);
 int command_pareto(int argc, char **argv);
+int command_serve(int argc, char **argv);
 
 #endif
