@@ -31,7 +31,7 @@ endif
 PKGS := sentencepiece libpcre2-8
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
 LIBS = $(shell pkg-config --libs $(PKGS)) -fopenmp -lm -lstdc++
-CLI_LIBS = $(shell pkg-config --libs jansson libsodium) -lcivetweb -lpthread
+CLI_LIBS = $(shell pkg-config --libs jansson libsodium hiredis) -lcivetweb -lpthread
 
 ROOMS := weights tokenizer attention kernels_cpu session
 KERNELS_x86_64 := kernels_cpu/avx2.c kernels_cpu/avx512.c kernels_cpu/avx512_bf16.c
@@ -150,8 +150,8 @@ $(BUILD)/tests/%: tests/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS) -lcmocka
 
-# Looks at the command from the inside.
-$(BUILD)/tests/test_recall: tests/test_recall.c $(filter-out $(BUILD)/run.c.o,$(CLI_OBJ)) $(BUILD)/liblinnet.a
+# These look at the command from the inside.
+$(BUILD)/tests/test_recall $(BUILD)/tests/test_conversations: $(BUILD)/tests/%: tests/%.c $(filter-out $(BUILD)/run.c.o,$(CLI_OBJ)) $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS) -lcmocka
 

@@ -8,7 +8,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 packages="gcc g++ libc6-dev pkg-config libgomp1 libsentencepiece-dev libpcre2-dev libjansson-dev
-libcmocka-dev python3 python3-venv python3-pip ca-certificates"
+libsodium-dev libhiredis-dev libcivetweb-dev libcmocka-dev python3 python3-venv python3-pip
+ca-certificates"
 requirements=export/requirements.txt venv=.venv
 if [ "${1:-}" = --clients ]; then
     packages="chromium chromium-driver python3 python3-venv"

@@ -137,9 +137,15 @@ static json_t *new_logprobs(void) {
                      "text_offset");
 }
 
-/* Its spelling; where it is a part of a character, "bytes:\xe2\x80", as OpenAI's. malloc'ed. */
+/* Its spelling; where it is a part of a character, "bytes:\xe2\x80", as OpenAI's; without a
+ * vocabulary its id. malloc'ed. */
 static char *token_name(const linnet_model *model, int32_t token) {
     size_t n;
+    if (!linnet_model_get_info(model)->n_vocab) {
+        char id[32];
+        snprintf(id, sizeof id, "token_id:%d", token);
+        return strdup(id);
+    }
     char *text = token_text(model, token, &n);
     json_t *valid = text ? json_stringn(text, n) : NULL;
     bool plain = valid && !memchr(text, '\0', n);

@@ -7,17 +7,23 @@
 
 #include "server.h"
 
-enum { MAX_HEADER_BYTES = 32768, MAX_TARGET = 8192, MAX_DEPTH = 64 };
+enum {
+    MAX_HEADER_BYTES = 32768,
+    HEAD_BUFFER = MAX_HEADER_BYTES + 64,
+    MAX_TARGET = 8192,
+    MAX_DEPTH = 64
+};
 
 typedef struct access access_rules;
 
 typedef struct connection {
     struct connection *previous, *next;
-    int fd;          /* -1: not looked for yet, or not found */
-    double since;    /* of waiting for a request */
-    double deadline; /* the sweep ends it then; 0: none */
-    bool reading;    /* ... by shutting what comes in, so that the client can be told */
-    bool expired;    /* it did */
+    int fd;            /* -1: not looked for yet, or not found */
+    double since;      /* of waiting for a request */
+    uint64_t received; /* bytes, by then */
+    double deadline;   /* the sweep ends it then; 0: none */
+    bool reading;      /* ... by shutting what comes in, so that the client can be told */
+    bool expired;      /* it did */
     bool answered;
 } connection;
 

@@ -19,7 +19,9 @@
 #include "error.h"
 
 #include <errno.h>
+#include <linux/tcp.h>
 #include <netdb.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,6 +69,16 @@ static int find_socket(const http *h, const struct mg_request_info *info) {
             return fd;
     }
     return -1;
+}
+
+/* Bytes that came in so far, as the kernel counts them. */
+static uint64_t received(const connection *c) {
+    struct tcp_info info;
+    socklen_t size = sizeof info;
+    if (c->fd < 0 || getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &size) ||
+        size < offsetof(struct tcp_info, tcpi_bytes_received) + sizeof info.tcpi_bytes_received)
+        return 0;
+    return info.tcpi_bytes_received;
 }
 
 void connection_deadline(http *h, connection *c, double seconds, bool reading) {
@@ -220,6 +232,7 @@ static void request_end(request *r) {
         connection_deadline(h, r->connection, 0, false);
         r->connection->answered = r->status > 0;
         r->connection->since = now_seconds();
+        r->connection->received = received(r->connection);
         if (r->unread && r->connection->fd >= 0 && !r->gone) linger(r->connection->fd);
     }
     if (r->unread || r->gone || r->close) mg_disable_connection_keep_alive(r->mg);
@@ -248,7 +261,8 @@ static int answer_error(struct mg_connection *mg, int status, const char *messag
     r.info = NULL;
     r.close = r.unread = true;
     double waited = r.connection ? now_seconds() - r.connection->since : 0;
-    if (status == 413) {
+    bool full = r.connection && received(r.connection) - r.connection->received >= HEAD_BUFFER;
+    if (status == 413 || (full && strstr(message, "Malformed"))) {
         status = 431;
         text = "the request's head is larger than 32 KiB";
     } else if (status == 505) {
@@ -494,7 +508,7 @@ linnet_status http_start(http **out, server *s, linnet_error *err) {
     pthread_cond_init(&h->wake, NULL);
     /* A few threads more, to tell those beyond the limit that they are. */
     snprintf(threads, sizeof threads, "%zu", o->max_connections + 4);
-    snprintf(head, sizeof head, "%d", MAX_HEADER_BYTES + 64);
+    snprintf(head, sizeof head, "%d", HEAD_BUFFER);
     snprintf(seconds, sizeof seconds, "%.0f", 1000 * o->header_seconds);
     snprintf(size, sizeof size, "%zu", o->max_connections);
     snprintf(backlog, sizeof backlog, "%zu", o->max_connections);
@@ -515,6 +529,8 @@ linnet_status http_start(http **out, server *s, linnet_error *err) {
                              "decode_url",
                              "no",
                              "enable_directory_listing",
+                             "no",
+                             "enable_auth_domain_check",
                              "no",
                              "connection_queue",
                              size,

@@ -133,21 +133,25 @@ void respond_busy(request *r, const char *code, const char *message) {
 }
 
 void respond_failed(request *r, const linnet_error *err) {
+    /* Where the model's file lies is nobody's business. */
+    const char *path = r->server->options.model_path, *text = err->text;
+    size_t n = strlen(path);
+    if (!strncmp(text, path, n) && !strncmp(text + n, ": ", 2)) text += n + 2;
     switch (err->code) {
     case LINNET_ERR_CONTEXT:
         respond_error(r, 400, "invalid_request_error", NULL, "context_length_exceeded", "%s",
-                      err->text);
+                      text);
         break;
     case LINNET_ERR_ARGUMENT:
     case LINNET_ERR_TOKENIZER:
     case LINNET_ERR_UNSUPPORTED:
-        respond_error(r, 400, "invalid_request_error", NULL, NULL, "%s", err->text);
+        respond_error(r, 400, "invalid_request_error", NULL, NULL, "%s", text);
         break;
     case LINNET_ERR_MEMORY:
-        respond_busy(r, NULL, err->text);
+        respond_busy(r, NULL, text);
         break;
     default:
-        respond_error(r, 500, "server_error", NULL, NULL, "%s", err->text);
+        respond_error(r, 500, "server_error", NULL, NULL, "%s", text);
     }
 }
 

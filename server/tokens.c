@@ -121,6 +121,18 @@ static json_t *special(const linnet_model *model, int32_t id) {
     return id < 0 ? json_null() : piece_json(model, id);
 }
 
+/* linnet_model_metadata shows line ends as \n: in a template's texts that means the same, between
+ * its parts it would not. */
+static void unescape(char *text) {
+    char *to = text;
+    for (const char *c = text; *c; c++) {
+        char next = *c == '\\' ? c[1] : '\0';
+        *to++ = next == 'n' ? '\n' : next == 't' ? '\t' : next == 'r' ? '\r' : *c;
+        if (next && strchr("ntr", next)) c++;
+    }
+    *to = '\0';
+}
+
 /* The whole value, or null. */
 static json_t *chat_template(const linnet_model *model) {
     const linnet_model_info *info = linnet_model_get_info(model);
@@ -131,7 +143,9 @@ static json_t *chat_template(const linnet_model *model) {
         const char *name = linnet_model_metadata(model, i, key, 1);
         if (name && !strcmp(name, "tokenizer.chat_template")) {
             linnet_model_metadata(model, i, value, MOST);
-            if (strlen(value) < MOST - 1) found = json_string(value);
+            bool whole = strlen(value) < MOST - 1;
+            unescape(value);
+            if (whole) found = json_string(value);
         }
     }
     free(value);
