@@ -214,8 +214,10 @@ test: deps ## everything that needs neither a GPU nor a download
 test-c: $(TESTS) $(BENCHES) $(BUILD)/linnet ## the C tests alone, with the tools already there
 	@LINNET=$(BUILD)/linnet scripts/test.sh --c $(TESTS)
 
-test-clients: ## browser and other people's clients (none yet: the server comes later)
-	@echo "test-clients: no server in this version, nothing to run"
+test-clients: deps ## the server with a browser and other people's clients (installs them, from PyPI too)
+	@$(MAKE) --no-print-directory linnet
+	@scripts/deps.sh --clients
+	@scripts/test.sh --clients
 
 asan: ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) --no-print-directory BUILD=build/asan SAN=address,undefined CFLAGS="-O1 -g" test-c
