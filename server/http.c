@@ -579,6 +579,22 @@ void http_get_stats(http *h, http_stats *out) {
     pthread_mutex_unlock(&h->lock);
 }
 
+/* civetweb looks at its stop flag when somebody connects, or every two seconds. */
+static void stop_listening(const http *h) {
+    for (int fd = 3; fd < 1024; fd++) {
+        struct sockaddr_storage address;
+        socklen_t size = sizeof address, flag_size = sizeof(int);
+        char port[NI_MAXSERV];
+        int listens = 0;
+        if (!getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &flag_size) && listens &&
+            !getsockname(fd, (struct sockaddr *)&address, &size) &&
+            !getnameinfo((struct sockaddr *)&address, size, NULL, 0, port, sizeof port,
+                         NI_NUMERICSERV) &&
+            atoi(port) == h->port)
+            shutdown(fd, SHUT_RD);
+    }
+}
+
 void http_stop(http *h) {
     if (!h) return;
     pthread_mutex_lock(&h->lock);
@@ -588,7 +604,10 @@ void http_stop(http *h) {
     pthread_cond_signal(&h->wake);
     pthread_mutex_unlock(&h->lock);
     if (h->sweeper) pthread_join(h->sweeper, NULL);
-    if (h->context) mg_stop(h->context);
+    if (h->context) {
+        stop_listening(h);
+        mg_stop(h->context);
+    }
     mg_exit_library();
     access_free(h->access);
     pthread_cond_destroy(&h->wake);

@@ -57,6 +57,7 @@ class Stream:
                 yield json.loads(line[6:])
             elif line.startswith(":"):
                 self.comments.append(line)
+        self.close()
 
     def close(self):
         self.connection.sock and self.connection.sock.close()

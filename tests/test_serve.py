@@ -418,7 +418,7 @@ class Stopping(unittest.TestCase):
             rest = list(chunks)
             self.assertTrue(stream.done)
             self.assertEqual(rest[-1]["choices"][0]["finish_reason"], "length")
-            self.assertEqual(s.stop(), 0)
+            self.assertEqual(s.process.wait(10), 0)
 
     def test_drain_has_an_end(self):
         with Serving(ENDLESS, "--drain", "1") as s:
@@ -428,7 +428,7 @@ class Stopping(unittest.TestCase):
             start = time.time()
             s.process.terminate()
             self.assertIn("error", list(chunks)[-1])
-            self.assertEqual(s.stop(), 0)
+            self.assertEqual(s.process.wait(10), 0)
             self.assertLess(time.time() - start, 8)
 
     def test_second_signal(self):
