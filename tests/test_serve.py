@@ -13,6 +13,7 @@ import unittest
 
 import numpy as np
 
+from tests import soak_serve
 from tests.asking import Stream, ask, chat, metrics, post, stream_text, text_of, user, wait_until
 from tests.clients import scripted
 from tests.serving import CHAT, LINNET, Serving
@@ -452,6 +453,13 @@ class Stopping(unittest.TestCase):
             out = subprocess.run([LINNET, "serve", CHAT, "--port", str(s.port)], capture_output=True, text=True, timeout=30)
             self.assertEqual(out.returncode, 1)
             self.assertIn("cannot listen", out.stderr)
+
+
+class Soak(unittest.TestCase):
+    def test_short(self):
+        """A few seconds of make soak."""
+        for model in ("mqar-softmax-d64", "mqar-delta-d64-h4"):
+            soak_serve.soak(model, 40, 24)
 
 
 if __name__ == "__main__":
