@@ -2,9 +2,8 @@
 # Installs what building, testing and exporting need: Debian packages (as root or through sudo) and
 # .venv with export/requirements.txt. Quick when all is there.
 #   scripts/deps.sh            all of that
-#   scripts/deps.sh --clients  what `make test-clients` needs besides: a browser, nginx and Redis, and
-#                              build/clients
-#                              with tests/clients/requirements.txt
+#   scripts/deps.sh --clients  what `make test-clients` needs besides: a browser, nginx, Redis, and
+#                              build/clients with tests/clients/requirements.txt
 #   scripts/deps.sh PACKAGE... these Debian packages alone
 set -eu
 cd "$(dirname "$0")/.."
