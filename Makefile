@@ -203,6 +203,11 @@ $(BUILD)/bench/%: bench/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS)
 
+# Goes through the server's stores.
+$(BUILD)/bench/states: bench/states.c $(BUILD)/server/store_redis.c.o $(BUILD)/liblinnet.a
+	@mkdir -p $(@D)
+	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS)
+
 tradeoff: linnet ## recall against state and speed of the committed models: table, charts, report
 	@scripts/tradeoff.sh
 

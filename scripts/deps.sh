@@ -2,8 +2,8 @@
 # Installs what building, testing and exporting need: Debian packages (as root or through sudo) and
 # .venv with export/requirements.txt. Quick when all is there.
 #   scripts/deps.sh            all of that
-#   scripts/deps.sh --clients  what `make test-clients` needs besides: a browser, and build/clients
-#                              with tests/clients/requirements.txt
+#   scripts/deps.sh --clients  what `make test-clients` needs besides: a browser, nginx, Redis, and
+#                              build/clients with tests/clients/requirements.txt
 #   scripts/deps.sh PACKAGE... these Debian packages alone
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,7 +12,7 @@ libsodium-dev libhiredis-dev libcivetweb-dev libcmocka-dev python3 python3-venv 
 ca-certificates"
 requirements=export/requirements.txt venv=.venv
 if [ "${1:-}" = --clients ]; then
-    packages="chromium chromium-driver python3 python3-venv"
+    packages="chromium chromium-driver nginx-light redis-server python3 python3-venv"
     requirements=tests/clients/requirements.txt venv=build/clients
 elif [ $# -gt 0 ]; then
     packages=$* requirements=""

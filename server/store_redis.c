@@ -14,8 +14,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
-enum { MAX_IDLE = 16, MAX_KEYS = 16, KEY_BYTES = 320, READ_BYTES = 1 << 18, BYTES_PER_S = 1 << 24 };
+enum {
+    MAX_IDLE = 16,
+    MAX_KEYS = 16,
+    MAX_ARGUMENTS = 5,
+    KEY_BYTES = 320,
+    READ_BYTES = 1 << 16,
+    MAX_SPARE = 64 << 20,
+    BYTES_PER_S = 1 << 24
+};
 
 typedef struct {
     store base;
@@ -28,6 +37,8 @@ typedef struct {
     redisContext *idle[MAX_IDLE];
     size_t n_idle;
     double retry_at, pause;
+    uint8_t *spare; /* a buffer for states: fresh memory costs more time than the copy into it */
+    size_t spare_bytes;
 } redis;
 
 static struct timeval timeval_of(double seconds) {
@@ -86,12 +97,44 @@ static void give_back(redis *r, redisContext *c) {
     if (!keep) redisFree(c);
 }
 
+/* ---- Buffers -------------------------------------------------------------------------------- */
+
+typedef struct {
+    uint8_t *at;
+    size_t n, cap;
+} buffer;
+
+static bool take_buffer(redis *r, size_t n, buffer *out) {
+    pthread_mutex_lock(&r->lock);
+    *out = (buffer){r->spare, n, r->spare_bytes};
+    r->spare = NULL;
+    r->spare_bytes = 0;
+    pthread_mutex_unlock(&r->lock);
+    if (out->cap >= n && out->at) return true;
+    free(out->at);
+    *out = (buffer){malloc(n ? n : 1), n, n};
+    return out->at != NULL;
+}
+
+static void return_buffer(redis *r, buffer *b) {
+    uint8_t *other = b->at;
+    pthread_mutex_lock(&r->lock);
+    if (b->at && b->cap > r->spare_bytes && b->cap <= MAX_SPARE) {
+        other = r->spare;
+        r->spare = b->at;
+        r->spare_bytes = b->cap;
+    }
+    pthread_mutex_unlock(&r->lock);
+    free(other);
+    *b = (buffer){0};
+}
+
 /* ---- Commands ------------------------------------------------------------------------------- */
 
 typedef struct {
-    int argc;
-    const char *argv[5];
-    size_t bytes[5];
+    size_t argc;
+    const void *argv[MAX_ARGUMENTS];
+    size_t bytes[MAX_ARGUMENTS];
 } command;
 
 static command command_of(const char *name, const char *key) {
@@ -103,83 +146,127 @@ static void add_argument(command *c, const void *at, size_t n) {
     c->bytes[c->argc++] = n;
 }
 
+/* Fails the connection. */
+static bool broken(redisContext *c, const char *why) {
+    snprintf(c->errstr, sizeof c->errstr, "%s", why);
+    return false;
+}
+
 /* True while `moved` bytes since `start` are not too few. */
 static bool in_time(const redis *r, double start, size_t moved) {
     return clock_seconds() - start < r->command_seconds + (double)moved / BYTES_PER_S;
 }
 
-/* The next reply of c; NULL: c->errstr says why. */
-static redisReply *read_reply(const redis *r, redisContext *c, char *buffer) {
-    double start = clock_seconds();
-    size_t got = 0;
-    void *reply = NULL;
-    for (;;) {
-        if (redisReaderGetReply(c->reader, &reply) != REDIS_OK) {
-            snprintf(c->errstr, sizeof c->errstr, "not an answer of Redis: %.90s",
-                     c->reader->errstr);
-            return NULL;
-        }
-        if (reply) return reply;
-        const char *trouble = got > r->max_bytes + READ_BYTES ? "an answer without end"
-                              : !in_time(r, start, got)       ? "too slow"
-                                                              : NULL;
-        ssize_t n = trouble ? 0 : recv(c->fd, buffer, READ_BYTES, 0);
-        if (n < 0 && errno == EINTR) continue;
-        if (n > 0 && redisReaderFeed(c->reader, buffer, (size_t)n) == REDIS_OK) {
-            got += (size_t)n;
-            continue;
-        }
-        if (!trouble)
-            trouble = n == 0                                     ? "closed the connection"
-                      : n < 0 && (errno == EAGAIN || errno == 0) ? "does not answer"
-                      : n < 0                                    ? strerror(errno)
-                                                                 : "out of memory";
-        snprintf(c->errstr, sizeof c->errstr, "%s", trouble);
-        return NULL;
+/* hiredis would copy a state twice on its way out: this sends it from where it lies. */
+static bool send_command(const redis *r, redisContext *c, const command *what) {
+    char heads[MAX_ARGUMENTS][48];
+    struct iovec parts[2 * MAX_ARGUMENTS + 1];
+    size_t n = 0, sent = 0;
+    for (size_t i = 0; i < what->argc; i++) {
+        int length =
+            i ? snprintf(heads[i], sizeof heads[i], "\r\n$%zu\r\n", what->bytes[i])
+              : snprintf(heads[i], sizeof heads[i], "*%zu\r\n$%zu\r\n", what->argc, what->bytes[i]);
+        parts[n++] = (struct iovec){heads[i], (size_t)length};
+        parts[n++] = (struct iovec){(void *)what->argv[i], what->bytes[i]};
     }
+    parts[n++] = (struct iovec){(void *)"\r\n", 2};
+    double start = clock_seconds();
+    for (struct msghdr m = {.msg_iov = parts, .msg_iovlen = n}; m.msg_iovlen;) {
+        ssize_t some = sendmsg(c->fd, &m, MSG_NOSIGNAL);
+        if (some < 0 && errno == EINTR) continue;
+        if (some < 0) return broken(c, errno == EAGAIN ? "takes no data" : strerror(errno));
+        sent += (size_t)some;
+        if (!in_time(r, start, sent)) return broken(c, "too slow");
+        while (m.msg_iovlen && (size_t)some >= m.msg_iov->iov_len) {
+            some -= (ssize_t)m.msg_iov->iov_len;
+            m.msg_iov++, m.msg_iovlen--;
+        }
+        if (m.msg_iovlen) {
+            m.msg_iov->iov_base = (uint8_t *)m.msg_iov->iov_base + some;
+            m.msg_iov->iov_len -= (size_t)some;
+        }
+    }
+    return true;
+}
+
+static bool receive(const redis *r, redisContext *c, void *at, size_t cap, size_t *got,
+                    double start, size_t before) {
+    ssize_t n;
+    do {
+        if (!in_time(r, start, before)) return broken(c, "too slow");
+        n = recv(c->fd, at, cap, 0);
+    } while (n < 0 && errno == EINTR);
+    if (n == 0) return broken(c, "closed the connection");
+    if (n < 0) return broken(c, errno == EAGAIN ? "does not answer" : strerror(errno));
+    *got = (size_t)n;
+    return true;
+}
+
+/* Bytes of "$N\r\n" at the beginning of an answer with a state in it, else 0. */
+static size_t bulk_head(const char *at, size_t n, size_t *length) {
+    size_t i = 1;
+    for (*length = 0; i < n && i < 12 && at[i] >= '0' && at[i] <= '9'; i++)
+        *length = 10 * *length + (size_t)(at[i] - '0');
+    return n > i + 1 && at[0] == '$' && *length && at[i] == '\r' && at[i + 1] == '\n' ? i + 2 : 0;
+}
+
+/* The next reply of c. A text that is wanted for `state` goes there, and *reply stays NULL. */
+static bool read_reply(redis *r, redisContext *c, redisReply **reply, buffer *state) {
+    char some[READ_BYTES];
+    double start = clock_seconds();
+    size_t total = 0, got, length, head;
+    *reply = NULL;
+    for (;;) {
+        void *parsed = NULL;
+        if (redisReaderGetReply(c->reader, &parsed) != REDIS_OK) {
+            char why[128];
+            snprintf(why, sizeof why, "not an answer of Redis: %.90s", c->reader->errstr);
+            return broken(c, why);
+        }
+        if ((*reply = parsed)) return true;
+        if (total > r->max_bytes + READ_BYTES) return broken(c, "an answer without end");
+        if (!receive(r, c, some, sizeof some, &got, start, total)) return false;
+        head = state && !total ? bulk_head(some, got, &length) : 0;
+        total += got;
+        if (head) break;
+        if (redisReaderFeed(c->reader, some, got) != REDIS_OK) return broken(c, "out of memory");
+    }
+    if (length > r->max_bytes) return broken(c, "a larger value than any state");
+    if (got - head > length + 2) return broken(c, "more than was asked for");
+    if (!take_buffer(r, length + 2, state)) return broken(c, "out of memory");
+    memcpy(state->at, some + head, got - head);
+    for (size_t have = got - head; have < length + 2; have += got)
+        if (!receive(r, c, state->at + have, length + 2 - have, &got, start, have)) return false;
+    if (memcmp(state->at + length, "\r\n", 2)) return broken(c, "not an answer of Redis");
+    state->n = length;
+    return true;
 }
 
 /* Sends n commands at once and reads their replies; false: c->errstr says why. */
-static bool exchange(const redis *r, redisContext *c, command *commands, size_t n,
-                     redisReply **replies) {
-    size_t total = 0;
-    int done = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (redisAppendCommandArgv(c, commands[i].argc, commands[i].argv, commands[i].bytes))
-            return false;
-        for (int k = 0; k < commands[i].argc; k++)
-            total += commands[i].bytes[k];
-    }
-    double start = clock_seconds();
-    while (!done) {
-        if (redisBufferWrite(c, &done) != REDIS_OK) return false;
-        if (!done && !in_time(r, start, total)) {
-            snprintf(c->errstr, sizeof c->errstr, "too slow");
-            return false;
-        }
-    }
-    char *buffer = malloc(READ_BYTES);
-    if (!buffer) snprintf(c->errstr, sizeof c->errstr, "out of memory");
+static bool exchange(redis *r, redisContext *c, command *commands, size_t n, redisReply **replies,
+                     buffer *state) {
+    for (size_t i = 0; i < n; i++)
+        if (!send_command(r, c, &commands[i])) return false;
     size_t got = 0;
-    while (buffer && got < n && (replies[got] = read_reply(r, c, buffer)))
+    while (got < n && read_reply(r, c, &replies[got], state))
         got++;
-    free(buffer);
     if (got == n) return true;
     while (got)
         freeReplyObject(replies[--got]);
+    if (state) return_buffer(r, state);
     return false;
 }
 
 /* The same over a connection of the pool. One that was idle may have been closed since (Redis was
  * restarted): then again over a new one. */
-static linnet_status ask(redis *r, command *commands, size_t n, redisReply **replies,
+static linnet_status ask(redis *r, command *commands, size_t n, redisReply **replies, buffer *state,
                          linnet_error *err) {
     for (;;) {
         redisContext *c;
         bool fresh;
         linnet_status status = take(r, &c, &fresh, err);
         if (status) return status;
-        if (exchange(r, c, commands, n, replies)) {
+        if (exchange(r, c, commands, n, replies, state)) {
             give_back(r, c);
             return LINNET_OK;
         }
@@ -194,13 +281,16 @@ static linnet_status ask(redis *r, command *commands, size_t n, redisReply **rep
     }
 }
 
-static linnet_status ask_one(redis *r, command c, int type, redisReply **out, linnet_error *err) {
-    linnet_status status = ask(r, &c, 1, out, err);
-    if (status || (*out)->type == type || (*out)->type == REDIS_REPLY_NIL) return status;
-    status = refuse(err, LINNET_ERR_IO, "redis at %s answers %s: %.200s", r->address, c.argv[0],
-                    (*out)->type == REDIS_REPLY_ERROR ? (*out)->str : "with something else");
-    freeReplyObject(*out);
-    *out = NULL;
+/* One command whose reply is of a type, nil, or (with `state`) a text. */
+static linnet_status ask_one(redis *r, command c, int type, buffer *state, linnet_error *err) {
+    redisReply *reply;
+    linnet_status status = ask(r, &c, 1, &reply, state, err);
+    if (status || !reply) return status;
+    if (reply->type != type && reply->type != REDIS_REPLY_NIL)
+        status = refuse(err, LINNET_ERR_IO, "redis at %s answers %s: %.200s", r->address,
+                        (const char *)c.argv[0],
+                        reply->type == REDIS_REPLY_ERROR ? reply->str : "with something else");
+    freeReplyObject(reply);
     return status;
 }
 
@@ -219,22 +309,20 @@ static linnet_status redis_put(store *s, store_key key, const linnet_session *se
         return refuse(err, LINNET_ERR_MEMORY,
                       "a state of %llu bytes is not shared: the limit is %llu",
                       (unsigned long long)n, (unsigned long long)r->max_bytes);
-    void *bytes = malloc(n);
-    if (!bytes)
+    buffer bytes;
+    if (!take_buffer(r, n, &bytes))
         return refuse(err, LINNET_ERR_MEMORY, "no memory for a state of %llu bytes",
                       (unsigned long long)n);
-    linnet_status status = linnet_session_save(session, bytes, n, err);
+    linnet_status status = linnet_session_save(session, bytes.at, n, err);
     if (!status) {
-        redisReply *reply;
         key_text(r, key, name);
         command c = command_of("SET", name);
-        add_argument(&c, bytes, n);
+        add_argument(&c, bytes.at, n);
         add_argument(&c, "EX", 2);
         add_argument(&c, r->ttl, strlen(r->ttl));
-        status = ask_one(r, c, REDIS_REPLY_STATUS, &reply, err);
-        if (!status) freeReplyObject(reply);
+        status = ask_one(r, c, REDIS_REPLY_STATUS, NULL, err);
     }
-    free(bytes);
+    return_buffer(r, &bytes);
     return status;
 }
 
@@ -245,7 +333,7 @@ static linnet_status first_there(redis *r, char names[][KEY_BYTES], size_t n, si
     redisReply *replies[MAX_KEYS];
     for (size_t i = 0; i < n; i++)
         commands[i] = command_of("EXISTS", names[i]);
-    linnet_status status = ask(r, commands, n, replies, err);
+    linnet_status status = ask(r, commands, n, replies, NULL, err);
     *which = n;
     for (size_t i = n; i-- > 0 && !status;) {
         if (replies[i]->type == REDIS_REPLY_INTEGER && replies[i]->integer == 1) *which = i;
@@ -261,24 +349,25 @@ static linnet_status redis_get(store *s, const store_key *keys, size_t n, linnet
     char names[MAX_KEYS][KEY_BYTES];
     size_t asked = n < MAX_KEYS ? n : MAX_KEYS, found = 0;
     linnet_status status = LINNET_OK;
-    redisReply *reply = NULL;
+    buffer state = {0};
     for (size_t i = 0; i < asked; i++)
         key_text(r, keys[i], names[i]);
     *which = n;
     if (asked > 1) status = first_there(r, names, asked, &found, err);
     if (status || found == asked) return status;
-    status = ask_one(r, command_of("GET", names[found]), REDIS_REPLY_STRING, &reply, err);
-    if (!status && reply->type == REDIS_REPLY_STRING) {
-        status = linnet_session_load(into, reply->str, reply->len, err);
+    status = ask_one(r, command_of("GET", names[found]), REDIS_REPLY_NIL, &state, err);
+    if (!status && state.at) {
+        status = linnet_session_load(into, state.at, state.n, err);
         *which = found;
     }
-    if (reply) freeReplyObject(reply);
+    return_buffer(r, &state);
     return status;
 }
 
 static void redis_free(store *s) {
     redis *r = (redis *)s;
     forget_idle(r);
+    free(r->spare);
     pthread_mutex_destroy(&r->lock);
     free(r);
 }
