@@ -204,7 +204,7 @@ async function answer(c, user) {
         }
     } catch (thrown) {
         error = thrown;
-        if (!thrown.status || thrown.status === 404) served = null; /* another server may answer next */
+        if (thrown.status === 0 || thrown.status === 404) served = null; /* another server may answer next */
         if (!(thrown instanceof ApiError) && thrown.name !== "AbortError") console.error(thrown);
     }
     finish(c, run, error);

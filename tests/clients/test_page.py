@@ -108,6 +108,27 @@ class Page(unittest.TestCase):
         b.settle()
         self.assertTrue(b.answers()[0].startswith("tick tock tick tock"))
 
+    def test_an_answer_goes_on_while_another_conversation_is_shown(self):
+        b = self.b
+        b.open(self.ticker().url)
+        b.say("Hello", settle=False)
+        b.wait(lambda: len("".join(b.answers())) > 20, "some text")
+        b.button("New conversation")
+        self.assertEqual((b.said(), b.answering()), ([], False))
+        self.assertEqual(b.titles(), ["Hello writing"])
+        written = self.written()
+        b.wait(lambda: self.written() > written + 100, "more text")
+        b.one("#list a").click()
+        self.assertTrue(b.answering())
+        self.assertGreater(len(b.answers()[0]), 100)
+        b.one("#send").click()
+        b.settle()
+        self.assertEqual(b.titles(), ["Hello"])
+
+    def written(self):
+        """Tokens that the server has sampled."""
+        return metric(self.ticker(), "linnet_sampled_tokens_total")
+
     def test_a_conversation(self):
         b = self.b
         b.open(self.talker().url)
@@ -126,7 +147,7 @@ class Page(unittest.TestCase):
         self.assertGreater(reused, 0.7 * prompt)
         # The picture: a dot for each turn, and the words.
         self.assertEqual(len(b.all("#chart .turn")), 2)
-        self.assertRegex(b.text("#chart figcaption")[0], "Every token adds its keys and values")
+        self.assertRegex(b.text("#chart figcaption")[0], "Every token adds its keys and values, in pages of 64")
         b.one("#messages .answer summary").click()
         self.assertIn("Seed", b.text("#messages .figures dl")[0])
 
