@@ -58,7 +58,7 @@ EMU_TEST_OBJ := $(patsubst %,$(BUILD)/emu/%.o,$(wildcard tests/test_*.cu))
 .SECONDARY: $(EMU_OBJ) $(EMU_TEST_OBJ)
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help FORCE demo chat deps cuda cuda-all emu test-cuda bench-cuda tradeoff bench test test-c test-cli test-export test-clients asan ubsan neon \
+.PHONY: all help FORCE demo chat deps cuda cuda-all emu test-cuda bench-cuda tradeoff bench test test-c test-cli test-export test-clients asan ubsan soak neon \
 	fuzz format format-check install clean
 ifneq ($(NVCC),)
 all: linnet liblinnet_cuda.so
@@ -227,6 +227,9 @@ ubsan: ## the C tests under UndefinedBehaviorSanitizer alone (clang)
 
 neon: ## the C tests, cross-built, on an emulated 64-bit ARM machine (installs what that needs)
 	@scripts/neon.sh
+
+soak: linnet ## 1,000 conversations with the server one by one and 200 at once, for each of five mixers
+	@.venv/bin/python -m tests.soak_serve
 
 fuzz: $(FUZZERS) ## a minute of each fuzz target (clang's libFuzzer)
 	@for f in $(FUZZERS); do echo "$$f"; mkdir -p build/fuzz/corpus/$$(basename $$f); \

@@ -19,9 +19,9 @@ static const char about[] =
 typedef struct {
     engine e;
     server_options server;
-    const char *model, *cache_bytes, *max_body;
+    const char *model, *cache_bytes, *max_body, *redis_bytes;
     text_list cors, hosts;
-    int port, timeout, drain;
+    int port, timeout, drain, redis_ttl;
 } serve_options;
 
 /* "512", "64K", "1.5G": powers of 1024. */
@@ -54,6 +54,8 @@ static int prepare(serve_options *o) {
     uint64_t body = 0;
     int code = parse_bytes("--cache-bytes", o->cache_bytes, &s->cache_bytes);
     if (!code) code = parse_bytes("--max-body", o->max_body, &body);
+    if (!code) code = parse_bytes("--redis-bytes", o->redis_bytes, &s->redis_max_bytes);
+    s->redis_ttl_seconds = o->redis_ttl;
     if (!code && (body < 1024 || body > INT32_MAX))
         code = misused("serve", "--max-body expects from 1K to 2047M, found '%s'", o->max_body);
     s->max_body = (size_t)body;
@@ -88,6 +90,8 @@ int command_serve(int argc, char **argv) {
     serve_options o = {
         .cache_bytes = "1G",
         .max_body = "8M",
+        .redis_bytes = "512M",
+        .redis_ttl = 7 * 24 * 3600,
         .port = 8080,
         .timeout = 600,
         .drain = 30,
@@ -123,8 +127,14 @@ int command_serve(int argc, char **argv) {
               "memory for the state of earlier prompts; default 1G");
     flag_text(&f, "--cache-dir", "FOLDER", &s->cache_dir,
               "also keep them, and conversations, in files that survive a restart");
-    flag_text(&f, "--redis", "HOST:PORT", &s->redis,
-              "keep conversations in Redis or Valkey, for servers that share them");
+    flag_text(
+        &f, "--redis", "HOST:PORT", &s->redis,
+        "keep conversations in Redis or Valkey, for servers that share them; also the path of "
+        "a socket");
+    flag_int(&f, "--redis-ttl", "N", &o.redis_ttl, 1, INT32_MAX,
+             "seconds after which Redis forgets a state; default 604800, a week");
+    flag_text(&f, "--redis-bytes", "BYTES", &o.redis_bytes,
+              "largest state to keep there; default 512M, which is Redis' own limit");
     flag_text(&f, "--template", "NAME", &template, "the chat template; default: the file's");
     context_flag(&f, &o.e);
     precision_flags(&f, &o.e, "auto");

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "clock.h"
 #include "connection.h"
 
 /* Seconds between two looks at the client, and between two signs of life in a stream. */
@@ -167,7 +168,7 @@ static bool send_chunk(answer *a, json_t *element) {
     if (element) json_array_append_new(choices, element);
     json_t *chunk = envelope(a, a->format->chunk_object, choices);
     if (a->fields->include_usage) json_object_set_new(chunk, "usage", json_null());
-    a->last_write = now_seconds();
+    a->last_write = clock_seconds();
     return stream_json(a->request, chunk);
 }
 
@@ -179,8 +180,8 @@ static void send_progress(answer *a, const event *e) {
     json_object_set_new(chunk, "prompt_progress",
                         json_pack("{s:I,s:I,s:I,s:f}", "total", (json_int_t)e->total, "processed",
                                   (json_int_t)e->done, "cached", (json_int_t)a->cached, "seconds",
-                                  now_seconds() - a->started));
-    a->last_write = now_seconds();
+                                  clock_seconds() - a->started));
+    a->last_write = clock_seconds();
     stream_json(a->request, chunk);
 }
 
@@ -330,8 +331,8 @@ static void follow(answer *a) {
                 if (a->choices[i].running) job_cancel(a->choices[i].running);
             cancelled = true;
         }
-        if (!any && a->fields->stream && now_seconds() - a->last_write > silence) {
-            a->last_write = now_seconds();
+        if (!any && a->fields->stream && clock_seconds() - a->last_write > silence) {
+            a->last_write = clock_seconds();
             stream_comment(a->request, "working");
         }
     }
@@ -339,7 +340,7 @@ static void follow(answer *a) {
 
 static void begin_stream(answer *a) {
     stream_begin(a->request);
-    a->last_write = now_seconds();
+    a->last_write = clock_seconds();
     for (size_t i = 0; i < a->n; i++) {
         json_t *first = a->format->first(a, i);
         if (first) send_chunk(a, first);
@@ -354,7 +355,7 @@ static void run(answer *a) {
     sodium_bin2hex(hex, sizeof hex, random, sizeof random);
     snprintf(a->id, sizeof a->id, "%s%s", a->format->id, hex);
     a->created = (int64_t)time(NULL);
-    a->started = now_seconds();
+    a->started = clock_seconds();
     if (a->fields->top_logprobs >= 0)
         for (size_t i = 0; i < a->n; i++)
             a->choices[i].logprobs = a->format->new_logprobs();

@@ -213,7 +213,10 @@ static bool read_limits(request *r, const json_t *body, generation_fields *f) {
 
 static bool read_name(request *r, const json_t *body, const char **out) {
     json_t *name = field(body, "conversation");
-    if (name && !json_is_string(name)) return bad_field(r, "conversation", "expected a text");
+    if (name && !(json_is_string(name) &&
+                  conversations_name_ok(json_string_value(name), json_string_length(name))))
+        return bad_field(r, "conversation",
+                         "expected 1 to 128 of A-Z a-z 0-9 . _ -, not beginning with a dot");
     *out = json_string_value(name);
     return true;
 }

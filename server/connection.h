@@ -58,7 +58,6 @@ struct request {
     char note[400];
 };
 
-double now_seconds(void); /* monotonic */
 /* A deadline for what is read from now on, or for the whole; 0: none. */
 void connection_deadline(http *h, connection *c, double seconds, bool reading);
 bool request_write(request *r, const void *bytes, size_t n);

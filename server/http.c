@@ -15,6 +15,7 @@
  *   - closing with bytes unread resets the connection, and the client may never see the answer:
  *     they are read for a moment first (linger);
  *   - its threads have stacks of 100 kB: a handler runs on a thread of its own. */
+#include "clock.h"
 #include "connection.h"
 #include "error.h"
 
@@ -35,12 +36,6 @@ enum { HANDLER_STACK = 1 << 20, LINGER_MS = 1000, LINGER_BYTES = 1 << 22 };
 
 const double http_bounds[HTTP_BUCKETS - 1] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
                                               0.25,  0.5,    1,     2.5,  10,    60};
-
-double now_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* ---- connections and their deadlines ------------------------------------------------------- */
 
@@ -83,7 +78,7 @@ static uint64_t received(const connection *c) {
 
 void connection_deadline(http *h, connection *c, double seconds, bool reading) {
     pthread_mutex_lock(&h->lock);
-    c->deadline = seconds > 0 ? now_seconds() + seconds : 0;
+    c->deadline = seconds ? clock_seconds() + seconds : 0;
     c->reading = reading;
     pthread_mutex_unlock(&h->lock);
 }
@@ -100,7 +95,7 @@ static void *sweep(void *user) {
             t.tv_nsec -= 1000000000;
         }
         pthread_cond_timedwait(&h->wake, &h->lock, &t);
-        double now = now_seconds();
+        double now = clock_seconds();
         for (connection *c = h->connections; c; c = c->next) {
             if (c->fd < 0 || !c->deadline || now < c->deadline) continue;
             c->expired = true;
@@ -125,7 +120,7 @@ static int connection_open(const struct mg_connection *mg, void **data) {
     connection *c = calloc(1, sizeof *c);
     if (!c) return 0; /* its requests are refused */
     c->fd = -1;
-    c->since = now_seconds();
+    c->since = clock_seconds();
     pthread_mutex_lock(&h->lock);
     c->next = h->connections;
     if (c->next) c->next->previous = c;
@@ -140,11 +135,11 @@ static int connection_open(const struct mg_connection *mg, void **data) {
 /* Waits for the other end to close after an answer that came before the request's end. */
 static void linger(int fd) {
     char bytes[8192];
-    double end = now_seconds() + 1e-3 * LINGER_MS;
+    double end = clock_seconds() + 1e-3 * LINGER_MS;
     shutdown(fd, SHUT_WR);
     for (size_t n = 0; n < LINGER_BYTES;) {
         struct pollfd p = {.fd = fd, .events = POLLIN};
-        double left = end - now_seconds();
+        double left = end - clock_seconds();
         if (left <= 0 || poll(&p, 1, (int)(1000 * left) + 1) <= 0) return;
         ssize_t got = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
         if (got <= 0) return;
@@ -184,7 +179,7 @@ static request request_begin(struct mg_connection *mg) {
                  .connection = connection_of(mg),
                  .mg = mg,
                  .info = mg_get_request_info(mg),
-                 .start = now_seconds()};
+                 .start = clock_seconds()};
     if (r.connection && r.connection->fd < 0 && r.info) r.connection->fd = find_socket(h, r.info);
     pthread_mutex_lock(&h->lock);
     h->stats.busy++;
@@ -226,12 +221,12 @@ static void log_request(const request *r, double seconds) {
 }
 
 static void request_end(request *r) {
-    double seconds = now_seconds() - r->start;
+    double seconds = clock_seconds() - r->start;
     http *h = r->http;
     if (r->connection) {
         connection_deadline(h, r->connection, 0, false);
         r->connection->answered = r->status > 0;
-        r->connection->since = now_seconds();
+        r->connection->since = clock_seconds();
         r->connection->received = received(r->connection);
         if (r->unread && r->connection->fd >= 0 && !r->gone) linger(r->connection->fd);
     }
@@ -249,7 +244,7 @@ static void request_end(request *r) {
 
 void request_first_token(request *r) {
     pthread_mutex_lock(&r->http->lock);
-    count(&r->http->stats.first_token, now_seconds() - r->start);
+    count(&r->http->stats.first_token, clock_seconds() - r->start);
     pthread_mutex_unlock(&r->http->lock);
 }
 
@@ -260,7 +255,7 @@ static int answer_error(struct mg_connection *mg, int status, const char *messag
     const char *text = message;
     r.info = NULL;
     r.close = r.unread = true;
-    double waited = r.connection ? now_seconds() - r.connection->since : 0;
+    double waited = r.connection ? clock_seconds() - r.connection->since : 0;
     bool full = r.connection && received(r.connection) - r.connection->received >= HEAD_BUFFER;
     if (status == 413 || (full && strstr(message, "Malformed"))) {
         status = 431;
@@ -584,6 +579,22 @@ void http_get_stats(http *h, http_stats *out) {
     pthread_mutex_unlock(&h->lock);
 }
 
+/* civetweb looks at its stop flag when somebody connects, or every two seconds. */
+static void stop_listening(const http *h) {
+    for (int fd = 3; fd < 1024; fd++) {
+        struct sockaddr_storage address;
+        socklen_t size = sizeof address, flag_size = sizeof(int);
+        char port[NI_MAXSERV];
+        int listens = 0;
+        if (!getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &flag_size) && listens &&
+            !getsockname(fd, (struct sockaddr *)&address, &size) &&
+            !getnameinfo((struct sockaddr *)&address, size, NULL, 0, port, sizeof port,
+                         NI_NUMERICSERV) &&
+            atoi(port) == h->port)
+            shutdown(fd, SHUT_RD);
+    }
+}
+
 void http_stop(http *h) {
     if (!h) return;
     pthread_mutex_lock(&h->lock);
@@ -593,7 +604,10 @@ void http_stop(http *h) {
     pthread_cond_signal(&h->wake);
     pthread_mutex_unlock(&h->lock);
     if (h->sweeper) pthread_join(h->sweeper, NULL);
-    if (h->context) mg_stop(h->context);
+    if (h->context) {
+        stop_listening(h);
+        mg_stop(h->context);
+    }
     mg_exit_library();
     access_free(h->access);
     pthread_cond_destroy(&h->wake);

@@ -29,7 +29,10 @@ static json_t *model_json(const server *s) {
     linnet_kv_type kv = s->options.session.kv;
     /* What a softmax model of this shape would keep of a token: keys and values of every layer. */
     double each = kv == LINNET_KV_F32 ? 4 : kv == LINNET_KV_F16 ? 2 : 1 + 2.0 / 32;
-    double softmax = 2.0 * info->n_layers * info->n_kv_heads * info->head_dim * each;
+    double width = (double)info->n_kv_heads * info->head_dim;
+    if (info->n_heads * info->head_dim < info->n_embd / 2)
+        width = info->n_embd; /* it has no heads */
+    double softmax = 2.0 * info->n_layers * width * each;
     return json_pack("{s:s,s:s,s:I,s:s,s:i,s:{s:s,s:s,s:o,s:i,s:o,s:I}}", "id", s->model_name,
                      "object", "model", "created", (json_int_t)s->started, "owned_by", "linnet",
                      "max_model_len", s->ctx, "linnet", "architecture", info->architecture,

@@ -139,8 +139,7 @@ void respond_failed(request *r, const linnet_error *err) {
     if (!strncmp(text, path, n) && !strncmp(text + n, ": ", 2)) text += n + 2;
     switch (err->code) {
     case LINNET_ERR_CONTEXT:
-        respond_error(r, 400, "invalid_request_error", NULL, "context_length_exceeded", "%s",
-                      text);
+        respond_error(r, 400, "invalid_request_error", NULL, "context_length_exceeded", "%s", text);
         break;
     case LINNET_ERR_ARGUMENT:
     case LINNET_ERR_TOKENIZER:

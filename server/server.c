@@ -44,6 +44,8 @@ static linnet_status start(server *s, linnet_error *err) {
                                    .template = o->template,
                                    .dir = o->cache_dir,
                                    .redis = o->redis,
+                                   .redis_ttl_seconds = o->redis_ttl_seconds,
+                                   .redis_max_bytes = o->redis_max_bytes,
                                    .bytes = o->cache_bytes / 4,
                                    .log = o->log};
     if ((status = conversations_new(&s->conversations, &talks, err))) return status;

@@ -29,6 +29,8 @@ typedef struct {
     double request_seconds, header_seconds, drain_seconds;
     uint64_t cache_bytes;
     const char *cache_dir, *redis, *api_key_file;
+    double redis_ttl_seconds; /* and redis_max_bytes: 0 = as conversations.h says */
+    uint64_t redis_max_bytes;
     const char *const *cors_origins; /* exact origins, or "*"; default none */
     size_t n_cors_origins;
     const char *const *hosts; /* further names that Host may have */
