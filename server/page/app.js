@@ -129,6 +129,7 @@ function drawAll() {
     else drawEmpty();
     drawState();
     drawRun();
+    if (running.has(shown.id)) drawRunning(running.get(shown.id), false);
     by("system").value = shown.system;
 }
 
@@ -189,7 +190,6 @@ async function answer(c, user) {
     running.set(c.id, run);
     keep(c);
     draw();
-    drawRunning(run, false);
     toEnd();
     announce(["Answering."]);
     let error = null;
@@ -385,6 +385,7 @@ function listen() {
         keep(shown);
     });
     by("key").addEventListener("change", refreshModel);
+    by("list").addEventListener("click", (event) => event.target.closest("[aria-current]") && uncover());
     addEventListener("hashchange", () => {
         const c = all.get(location.hash.slice(1));
         if (c && c !== shown) show(c);
@@ -398,7 +399,7 @@ function listen() {
         if (shown.id === told.id) draw();
         else drawList();
     });
-    addEventListener("pagehide", () => running.forEach((run, id) => keep(all.get(id))));
+    addEventListener("pagehide", () => running.forEach((run, id) => all.has(id) && keep(all.get(id))));
     listenDrawers();
 }
 
