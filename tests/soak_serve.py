@@ -52,6 +52,7 @@ class Conversation:
 
 def footprint(server):
     """Resident bytes, open descriptors"""
+    time.sleep(0.3)  # for the last connection to be closed
     pid = server.process.pid
     with open(f"/proc/{pid}/statm") as f:
         pages = int(f.read().split()[1])
@@ -94,7 +95,6 @@ def soak(model, sequential, concurrent, slots=8):
         seconds = time.time() - start
         with concurrent_pool(concurrent) as pool:  # once more: what the first time costs is paid
             list(pool.map(lambda i: Conversation(i, concurrent).run(s.port), range(concurrent)))
-        time.sleep(0.5)
         marks.append(footprint(s))
         status = s.stop()
     assert status == 0, status
