@@ -31,6 +31,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 #define LINNET_VERSION "0.1.0"
+const char *linnet_version(void); /* of the library that runs, for who compiled against another */
 typedef enum {
     LINNET_OK = 0,
     LINNET_ERR_ARGUMENT,    /* a parameter is out of range */

@@ -597,6 +597,10 @@ const tokenizer *model_tokenizer(const linnet_model *m) {
     return m->tok;
 }
 
+const char *linnet_version(void) {
+    return LINNET_VERSION;
+}
+
 const linnet_model_info *linnet_model_get_info(const linnet_model *m) {
     return &m->info;
 }
