@@ -167,8 +167,6 @@ struct linnet_model {
     uint64_t identity[2]; /* of the config, of the weights: see model_identity */
 };
 
-const tokenizer *model_tokenizer(const linnet_model *model); /* NULL: no vocabulary */
-linnet_model *session_model(const linnet_session *session);
 /* What `kv` means for this model: exact activations always keep float32. */
 kv_kind model_kv_kind(const linnet_model *m, linnet_kv_type kv);
 /* The first position that any window still needs once n_tokens are in and the next token comes
@@ -231,11 +229,12 @@ struct linnet_session {
     int ctx;
     linnet_window_mode mode; /* as asked for */
     linnet_window_mode rule; /* of the running forward: sliding for sampled tokens */
-    bool sampled;            /* the token being fed was sampled */
     int whole;   /* tokens of the running prefill if rule is LINNET_TERRACE_HF, else 0 */
     kv_cache kv; /* keys and values of the layers that keep them */
     int32_t *tokens;
     size_t n_tokens, tokens_cap;
+    size_t n_ruled; /* of them, from the first on: known to be fed under `mode`. All, but for sampled
+                     * tokens where windows are not to slide; LINNET_TERRACE_HF: the prompt */
     uint8_t *state; /* fixed-size state of all layers, [model->state_bytes]; NULL if that is 0 */
     bool lost;      /* a step failed after changing the state: only a reset helps */
     float *logits;  /* [n_rows] after the last token, valid if has_logits; else perhaps NULL */

@@ -5,10 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-linnet_model *session_model(const linnet_session *s) {
-    return s->model;
-}
-
 /* By default the trained length, or no limit where nothing grows with the text. */
 static int ctx_of(const linnet_model *m, int wanted) {
     if (wanted) return wanted;
@@ -94,7 +90,7 @@ void linnet_session_reset(linnet_session *s) {
     kv_truncate(&s->kv, 0);
     backend *b = s->model->backend;
     s->lost = s->state && b->ops->zero(b, s->state, s->model->state_bytes, NULL);
-    s->n_tokens = 0;
+    s->n_tokens = s->n_ruled = 0;
     s->has_logits = false;
 }
 
@@ -167,7 +163,7 @@ static linnet_status reserve(const linnet_item *item, linnet_error *err) {
 /* Which windows the item's tokens see. */
 static void choose_rule(const linnet_item *item) {
     linnet_session *s = item->session;
-    bool past_prompt = s->sampled || (s->mode == LINNET_TERRACE_HF && s->n_tokens);
+    bool past_prompt = item->sampled || (s->mode == LINNET_TERRACE_HF && s->n_tokens);
     s->rule = past_prompt ? LINNET_SLIDING : s->mode;
     s->whole = s->rule == LINNET_TERRACE_HF ? (int)item->n_tokens : 0;
 }
@@ -175,6 +171,7 @@ static void choose_rule(const linnet_item *item) {
 static void commit(const linnet_item *item) {
     linnet_session *s = item->session;
     memcpy(s->tokens + s->n_tokens, item->tokens, item->n_tokens * sizeof *s->tokens);
+    if (s->n_ruled == s->n_tokens && s->rule == s->mode) s->n_ruled += item->n_tokens;
     s->n_tokens += item->n_tokens;
     s->has_logits = item->want != LINNET_LOGITS_NONE;
     float *logits = s->pending;

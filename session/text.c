@@ -45,7 +45,8 @@ linnet_status linnet_detokenize(const linnet_model *m, const int32_t *ids, size_
     if (s) return s;
     char *piece = malloc(tokenizer_max_piece(m->tok));
     if (!piece) return fail(err, LINNET_ERR_MEMORY, "no memory for a token's text");
-    decoder d = {.t = m->tok, .special = flags & LINNET_PARSE_SPECIAL};
+    decoder d = {
+        .t = m->tok, .special = flags & LINNET_PARSE_SPECIAL, .started = flags & LINNET_MIDDLE};
     size_t total = 0;
     for (size_t i = 0; i <= n && !s; i++) {
         if (i < n && (ids[i] < 0 || ids[i] >= tokenizer_n_vocab(m->tok))) {
