@@ -593,10 +593,6 @@ linnet_status model_identity(linnet_model *m, uint64_t out[2], linnet_error *err
 
 /* ---- What a model says of itself ------------------------------------------------------------ */
 
-const tokenizer *model_tokenizer(const linnet_model *m) {
-    return m->tok;
-}
-
 const char *linnet_version(void) {
     return LINNET_VERSION;
 }
