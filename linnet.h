@@ -111,7 +111,7 @@ linnet_status linnet_model_check(const linnet_model *m, linnet_error *err);
 enum {
     LINNET_ADD_BOS = 1,       /* BOS in front if the file asks for it */
     LINNET_PARSE_SPECIAL = 2, /* spellings of special tokens become those tokens */
-    LINNET_MIDDLE = 4 /* detokenize: not a text's beginning, so the first word's space stays */
+    LINNET_MIDDLE = 4         /* not a text's beginning: SentencePiece adds or drops no space */
 };
 /* UTF-8 (invalid bytes follow the tokenizer's own rule) to ids. Writes up to `cap` ids and sets
  * *n to the number there are; call again with a larger buffer when *n > cap. */
@@ -132,7 +132,8 @@ linnet_status linnet_chat_tokenize(const linnet_model *m, const char *name,
                                    bool add_generation_prompt, int32_t *ids, size_t cap, size_t *n,
                                    linnet_error *err);
 /* What messages [from, n) add to a session that holds those before and ends with the end token of
- * answer from - 1. LINNET_ERR_UNSUPPORTED: the template rewrites what came before. */
+ * answer from - 1. LINNET_ERR_UNSUPPORTED: the template rewrites what came before. With from =
+ * n_messages and no prompt: what ends that answer, for a session that lacks its end token. */
 linnet_status linnet_chat_continue(const linnet_model *m, const char *name,
                                    const linnet_message *messages, size_t n_messages, size_t from,
                                    bool add_generation_prompt, int32_t *ids, size_t cap, size_t *n,

@@ -50,6 +50,9 @@ int text_to_ids(const linnet_model *model, const char *text, size_t n, unsigned 
 /* linnet_chat_tokenize into a buffer that is overwritten. */
 int chat_to_ids(const linnet_model *model, const char *name, const linnet_message *messages,
                 size_t n, bool add_generation_prompt, id_buffer *out);
+/* linnet_chat_continue, appended; *fits: the template does not rewrite what came before. */
+int chat_ids_from(const linnet_model *model, const char *name, const linnet_message *messages,
+                  size_t n, size_t from, bool add_generation_prompt, id_buffer *out, bool *fits);
 /* The template of --template, or the file's; EXIT_MISUSED or EXIT_FAILED after a sentence that
  * says how to choose. *out may stay NULL: the file's own. */
 int choose_template(const engine *e, const linnet_model *model, const char *path,
