@@ -186,6 +186,10 @@ emu: $(BUILD)/linnet-emu ## build/linnet-emu: linnet whose cuda backend is emula
 $(BUILD)/linnet-emu: $(CLI_OBJ) $(EMU_OBJ) $(BUILD)/liblinnet.a
 	$(call QUIET,LD)$(CC) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS)
 
+# The emulated backend as the library that is opened at run time, to test how that one is found.
+$(BUILD)/emu/liblinnet_cuda.so: $(EMU_OBJ) $(BUILD)/weights/dtype.c.o
+	$(call QUIET,LD)$(CXX) $(LDSAN) -shared -Wl,-z,defs -o $@ $^ -lpthread
+
 # Opened at run time; has CUDA's runtime inside, and needs nothing but the driver.
 liblinnet_cuda.so: $(CUDA_OBJ) $(BUILD)/weights/dtype.c.o
 	$(call QUIET,LD)$(NVCC) -shared -cudart static -Xlinker --exclude-libs,ALL $(CUDA_CODE) -o $@ $^
