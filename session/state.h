@@ -47,7 +47,6 @@ linnet_status state_transfer_buffer(const linnet_session *x, uint8_t **out, linn
 /* What the beginning of a file says. */
 typedef struct {
     uint64_t bytes;
-    int64_t changed; /* nanoseconds */
     kv_kind kind;
     linnet_window_mode mode;
     linnet_activations act;

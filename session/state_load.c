@@ -409,8 +409,7 @@ linnet_status state_peek(linnet_model *m, const char *path, state_summary *out, 
     struct stat st = {0};
     linnet_status s = open_source(&from, path, false, &st);
     hash64_begin(&from.hash);
-    if (!s && !(s = peek(&from, m, out)))
-        out->changed = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+    if (!s) s = peek(&from, m, out);
     if (from.fd >= 0) close(from.fd);
     return s;
 }
