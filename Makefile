@@ -276,7 +276,7 @@ uninstall: ## takes away what install put there
 	$(INSTALL) --uninstall
 
 clean: ## remove what was built
-	rm -rf build linnet liblinnet_cuda.so
+	rm -rf build linnet liblinnet_cuda.so python/build python/*.egg-info
 
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(EMU_OBJ:.o=.d) $(EMU_TEST_OBJ:.o=.d) \
 	$(CUDA_OBJ:.o=.d)

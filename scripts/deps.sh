@@ -26,7 +26,7 @@ if [ -n "$missing" ]; then
 fi
 
 if [ $# -eq 0 ] && [ -f export/requirements.txt ] && ! cmp -s export/requirements.txt .venv/requirements.txt; then
-    echo "deps: filling .venv for the exporter"
+    echo "deps: filling .venv for the exporter and the Python package"
     rm -rf .venv
     /usr/bin/python3 -m venv .venv
     .venv/bin/python -m pip install -q --disable-pip-version-check -r export/requirements.txt
