@@ -31,10 +31,10 @@ endif
 PKGS := sentencepiece libpcre2-8
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
 LIBS = $(shell pkg-config --libs $(PKGS)) -fopenmp -lm -lstdc++
-CLI_LIBS = $(shell pkg-config --libs jansson)
+CLI_LIBS = $(shell pkg-config --libs jansson libsodium hiredis) -lcivetweb -lpthread
 # What a program needs beside liblinnet.a, for any compiler: the OpenMP library by its name.
 PRIVATE_LIBS = $(strip $(patsubst -fopenmp,$(if $(findstring clang,$(shell $(CC) --version)),-lomp,-lgomp),$(LIBS)))
-HEADERS := linnet.h
+HEADERS := $(wildcard linnet*.h)
 VERSION := $(shell sed -n 's/^.define LINNET_VERSION "\([0-9.]*\)"$$/\1/p' linnet.h)
 SONAME := liblinnet.so.$(firstword $(subst ., ,$(VERSION)))
 SHARED := $(BUILD)/liblinnet.so.$(VERSION)
@@ -46,7 +46,7 @@ KERNELS_aarch64 := kernels_cpu/neon.c kernels_cpu/neon_dot.c
 KERNELS_ELSEWHERE := $(filter-out $(KERNELS_$(ARCH)),$(KERNELS_x86_64) $(KERNELS_aarch64))
 LIB_SRC := $(wildcard *.c $(ROOMS:%=%/*.c) $(ROOMS:%=%/*.cc))
 LIB_SRC := $(filter-out run.c $(KERNELS_ELSEWHERE),$(LIB_SRC))
-CLI_SRC := run.c $(wildcard cli/*.c)
+CLI_SRC := run.c $(wildcard cli/*.c server/*.c)
 LIB_OBJ := $(LIB_SRC:%=$(BUILD)/%.o)
 CLI_OBJ := $(CLI_SRC:%=$(BUILD)/%.o)
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)) \
@@ -65,7 +65,7 @@ EMU_TEST_OBJ := $(patsubst %,$(BUILD)/emu/%.o,$(wildcard tests/test_*.cu))
 .SECONDARY: $(EMU_OBJ) $(EMU_TEST_OBJ)
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help FORCE demo chat deps cuda cuda-all emu test-cuda bench-cuda tradeoff bench test test-c test-cli test-export test-clients asan ubsan neon \
+.PHONY: all help FORCE demo chat deps cuda cuda-all emu test-cuda bench-cuda tradeoff bench test test-c test-cli test-export test-clients asan ubsan soak neon \
 	fuzz format format-check lib share install uninstall clean
 ifneq ($(NVCC),)
 all: linnet lib share liblinnet_cuda.so
@@ -157,6 +157,16 @@ $(BUILD)/commit.h: FORCE
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 FORCE:
 
+# Has the web page inside: a list of its files, which changes when one comes or goes.
+PAGE := $(notdir $(sort $(wildcard server/page/*)))
+$(BUILD)/server/page.c.o: COMMON += -include $(BUILD)/page_files.h
+$(BUILD)/server/page.c.o: $(BUILD)/page_files.h $(PAGE:%=server/page/%)
+$(BUILD)/page_files.h: FORCE
+	@mkdir -p $(@D)
+	@{ printf '#define PAGE_FILES(X)'; i=0; for f in $(PAGE); do \
+		printf ' X(%d, "%s")' $$i $$f; i=$$((i + 1)); done; echo; } >$@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
 # Has texts inside.
 $(BUILD)/cli/texts.c.o: data/haystack.txt data/factbook.jsonl
 
@@ -167,8 +177,8 @@ $(BUILD)/tests/%: tests/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS) -lcmocka
 
-# Looks at the command from the inside.
-$(BUILD)/tests/test_recall: tests/test_recall.c $(filter-out $(BUILD)/run.c.o,$(CLI_OBJ)) $(BUILD)/liblinnet.a
+# These look at the command from the inside.
+$(BUILD)/tests/test_recall $(BUILD)/tests/test_conversations: $(BUILD)/tests/%: tests/%.c $(filter-out $(BUILD)/run.c.o,$(CLI_OBJ)) $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS) -lcmocka
 
@@ -235,8 +245,10 @@ test: deps ## everything that needs neither a GPU nor a download
 test-c: $(TESTS) $(BENCHES) $(BUILD)/linnet ## the C tests alone, with the tools already there
 	@LINNET=$(BUILD)/linnet scripts/test.sh --c $(TESTS)
 
-test-clients: ## browser and other people's clients (none yet: the server comes later)
-	@echo "test-clients: no server in this version, nothing to run"
+test-clients: deps ## the server with a browser and other people's clients (installs them, from PyPI too)
+	@$(MAKE) --no-print-directory linnet
+	@scripts/deps.sh --clients
+	@scripts/test.sh --clients
 
 asan: ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) --no-print-directory BUILD=build/asan SAN=address,undefined CFLAGS="-O1 -g" test-c
@@ -246,6 +258,9 @@ ubsan: ## the C tests under UndefinedBehaviorSanitizer alone (clang)
 
 neon: ## the C tests, cross-built, on an emulated 64-bit ARM machine (installs what that needs)
 	@scripts/neon.sh
+
+soak: linnet ## 1,000 conversations with the server one by one and 200 at once, for each of five mixers
+	@.venv/bin/python -m tests.soak_serve
 
 fuzz: $(FUZZERS) ## a minute of each fuzz target (clang's libFuzzer)
 	@for f in $(FUZZERS); do echo "$$f"; mkdir -p build/fuzz/corpus/$$(basename $$f); \

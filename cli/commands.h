@@ -4,7 +4,7 @@
 
 typedef struct {
     const char *name;
-    int (*run)(int argc, char **argv); /* NULL: not in this version */
+    int (*run)(int argc, char **argv);
     const char *help;
 } command;
 
@@ -19,6 +19,7 @@ int command_quantize(int argc, char **argv);
 int command_bench(int argc, char **argv);
 int command_recall(int argc, char **argv);
 int command_pareto(int argc, char **argv);
+int command_serve(int argc, char **argv);
 
 /* Of all commands: what a shell wants to know (`completion SHELL`), and the manual page. */
 int command_completion(int argc, char **argv, const command *commands, int n);

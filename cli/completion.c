@@ -101,7 +101,7 @@ static void bash_begin(const command *commands, int n) {
            "    if [ \"$COMP_CWORD\" -eq 1 ]; then\n"
            "        words=\"--help --version completion");
     for (int i = 0; i < n; i++)
-        if (commands[i].run) printf(" %s", commands[i].name);
+        printf(" %s", commands[i].name);
     printf("\"\n    else case ${COMP_WORDS[1]} in\n"
            "    completion) words=\"bash zsh fish\" ;;\n");
 }
@@ -168,12 +168,11 @@ static void zsh_begin(const command *commands, int n) {
            "    if (( CURRENT == 2 )); then\n"
            "        local -a commands=(\n"
            "            'completion:a script for a shell'\n");
-    for (int i = 0; i < n; i++)
-        if (commands[i].run) {
-            printf("            '%s:", commands[i].name);
-            print_brief(commands[i].help, ":\\", "'\\''");
-            printf("'\n");
-        }
+    for (int i = 0; i < n; i++) {
+        printf("            '%s:", commands[i].name);
+        print_brief(commands[i].help, ":\\", "'\\''");
+        printf("'\n");
+    }
     printf("        )\n        _describe command commands\n        return\n    fi\n"
            "    local command=$words[2]\n    shift words\n    (( CURRENT-- ))\n"
            "    case $command in\n"
@@ -225,12 +224,11 @@ static void fish_begin(const command *commands, int n) {
            "complete -c linnet -n __fish_use_subcommand -l version -d version\n"
            "complete -c linnet -n __fish_use_subcommand -a completion -d 'a script for a shell'\n"
            "complete -c linnet -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'\n");
-    for (int i = 0; i < n; i++)
-        if (commands[i].run) {
-            printf("complete -c linnet -n __fish_use_subcommand -a %s -d '", commands[i].name);
-            print_brief(commands[i].help, "\\", "\\'");
-            printf("'\n");
-        }
+    for (int i = 0; i < n; i++) {
+        printf("complete -c linnet -n __fish_use_subcommand -a %s -d '", commands[i].name);
+        print_brief(commands[i].help, "\\", "\\'");
+        printf("'\n");
+    }
 }
 
 static void fish_end(void) {}
@@ -260,11 +258,10 @@ int command_completion(int argc, char **argv, const command *commands, int n) {
     for (size_t i = 0; i < sizeof shells / sizeof *shells; i++) {
         if (strcmp(name, shells[i].name)) continue;
         shells[i].begin(commands, n);
-        for (int k = 0; k < n; k++)
-            if (commands[k].run) {
-                flags_visit(shells[i].command, NULL);
-                commands[k].run(0, NULL);
-            }
+        for (int k = 0; k < n; k++) {
+            flags_visit(shells[i].command, NULL);
+            commands[k].run(0, NULL);
+        }
         shells[i].end();
         return finish_stdout();
     }

@@ -151,11 +151,15 @@ int engine_open(engine *e, const char *path, bool metadata_only, linnet_model **
     return EXIT_WORKED;
 }
 
+linnet_session_options engine_session_options(const engine *e) {
+    return (linnet_session_options){
+        .ctx = e->ctx, .kv = engine_kv(e), .window_mode = window_mode(e)};
+}
+
 int engine_session(engine *e, linnet_model *model, linnet_session **out) {
     const linnet_model_info *info = linnet_model_get_info(model);
     linnet_error err;
-    linnet_session_options options = {
-        .ctx = e->ctx, .kv = engine_kv(e), .window_mode = window_mode(e)};
+    linnet_session_options options = engine_session_options(e);
     if (linnet_session_new(out, model, &options, &err)) return failed_with(&err);
     if (info->n_ctx_train > 0 && e->ctx > info->n_ctx_train)
         say("--ctx %d is beyond the %d tokens this model was trained on", e->ctx,

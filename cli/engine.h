@@ -37,6 +37,7 @@ int load_state(linnet_session *session, const char *path);
 int save_state(const linnet_session *session, const char *path);
 size_t tokens_held(const linnet_session *session);
 linnet_kv_type engine_kv(const engine *e);
+linnet_session_options engine_session_options(const engine *e);
 
 /* Prefills `n` ids with progress and counts the time. */
 int engine_feed(engine *e, linnet_session *session, const int32_t *ids, size_t n, linnet_want want,

@@ -105,17 +105,15 @@ int command_manual(int argc, char **argv, const command *commands, int n) {
            ".SH DESCRIPTION\n"
            "Runs softmax, linearized and hybrid language models.\n"
            "Text goes to standard output, all else to stderr.\n");
-    for (int i = 0; i < n; i++)
-        if (commands[i].run) {
-            printf(".TP\n\\fB%s\\fR\n", commands[i].name);
-            print_text(commands[i].help, ".br");
-        }
+    for (int i = 0; i < n; i++) {
+        printf(".TP\n\\fB%s\\fR\n", commands[i].name);
+        print_text(commands[i].help, ".br");
+    }
     printf(".SH COMMANDS\n");
-    for (int i = 0; i < n; i++)
-        if (commands[i].run) {
-            flags_visit(print_command, NULL);
-            commands[i].run(0, NULL);
-        }
+    for (int i = 0; i < n; i++) {
+        flags_visit(print_command, NULL);
+        commands[i].run(0, NULL);
+    }
     printf(".SH EXIT STATUS\n0: it worked. 1: it did not, and one sentence on stderr says why.\n"
            "2: the command line is wrong.\n"
            ".SH SEE ALSO\nThe header linnet.h is the manual of the library.\n");

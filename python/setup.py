@@ -23,7 +23,7 @@ IN_TREE = os.path.exists(os.path.join(TREE, "linnet.h")) and os.path.exists(os.p
 BUNDLE = IN_TREE and not os.environ.get("LINNET_LIBRARY")
 
 
-def header():
+def headers():
     folder = TREE
     if not IN_TREE:
         try:
@@ -32,16 +32,19 @@ def header():
         except (OSError, subprocess.CalledProcessError):
             sys.exit("linnet: linnet.h was not found: build from linnet's source tree, or install the library "
                      "so that pkg-config knows it")
-    with open(os.path.join(folder, "linnet.h"), encoding="utf-8") as f:
-        return f.read()
+    text = ""
+    for name in ("linnet.h", "linnet_tools.h"):
+        with open(os.path.join(folder, name), encoding="utf-8") as f:
+            text += f.read()
+    return text
 
 
-HEADER = header()
+HEADER = headers()
 VERSION = re.search(r'^#define LINNET_VERSION "([^"]+)"', HEADER, re.M)[1]
 
 
 def declarations():
-    """linnet.h as cffi reads it: without what is the preprocessor's, or C++'s."""
+    """The headers as cffi reads them: without what is the preprocessor's, or C++'s."""
     text = re.sub(r"^#ifdef __cplusplus$.*?^#endif$", "", HEADER, flags=re.M | re.S)
     return re.sub(r"^#([^\n]*\\\n)*[^\n]*$", "", text, flags=re.M)
 

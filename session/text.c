@@ -56,8 +56,15 @@ linnet_status linnet_detokenize(const linnet_model *m, const int32_t *ids, size_
                      tokenizer_n_vocab(m->tok) - 1);
             break;
         }
-        size_t got = i < n ? decoder_push(&d, ids[i], piece) : decoder_flush(&d, piece);
-        if (total < cap) memcpy(text + total, piece, min_size(got, cap - total));
+        const char *from = piece;
+        size_t got = 0;
+        if (!(flags & LINNET_BYTES)) {
+            got = i < n ? decoder_push(&d, ids[i], piece) : decoder_flush(&d, piece);
+        } else if (i < n) {
+            from = tokenizer_piece(m->tok, ids[i], !d.started, d.special, &got);
+            if (d.special || !tokenizer_is_special(m->tok, ids[i])) d.started = true;
+        }
+        if (total < cap && got) memcpy(text + total, from, min_size(got, cap - total));
         total += got;
     }
     free(piece);

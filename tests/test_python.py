@@ -115,7 +115,7 @@ class Package(unittest.TestCase):
         self.assertGreater(len(mine), 100)
         source = os.path.join(place, "layout.c")
         with open(source, "w") as f:
-            f.write('#include "linnet.h"\n#include <stdio.h>\nint main(void) {\n' + "\n".join(lines) + "\n}\n")
+            f.write('#include "linnet_tools.h"\n#include <stdio.h>\nint main(void) {\n' + "\n".join(lines) + "\n}\n")
         good("cc", "-I" + ROOT, source, "-o", source + ".out")
         self.assertEqual(good(source + ".out").split("\n")[:-1], mine)
 
@@ -128,7 +128,7 @@ class Package(unittest.TestCase):
                              [name for name, _ in fields(theirs)])
         source = os.path.join(place, "defaults.c")
         with open(source, "w") as f:
-            f.write('#include "linnet.h"\n#include <stdio.h>\nint main(void) {\n'
+            f.write('#include "linnet_tools.h"\n#include <stdio.h>\nint main(void) {\n'
                     "linnet_sampling s = LINNET_SAMPLING_DEFAULT;\nfwrite(&s, 1, sizeof s, stdout);\n}\n")
         good("cc", "-I" + ROOT, source, "-o", source + ".out")
         defaults = subprocess.run([source + ".out"], capture_output=True, check=True).stdout
