@@ -1,4 +1,5 @@
 /* linnet serve: the server of server/, its flags. */
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,8 +45,12 @@ static int parse_bytes(const char *flag, const char *text, uint64_t *out) {
     return misused("serve", "%s expects bytes, such as 512M or 2G, found '%s'", flag, text);
 }
 
+/* From any thread. */
 static void log_line(const char *line) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&lock);
     say("%s", line);
+    pthread_mutex_unlock(&lock);
 }
 
 static int prepare(serve_options *o) {

@@ -347,6 +347,7 @@ linnet_status http_start(http **out, server *s, linnet_error *err) {
                                      .init_connection = connection_open,
                                      .connection_close = connection_close};
     mg_init_library(0);
+    *out = h; /* handlers look there */
     /* Connections wait for the lock, so they find the port. */
     pthread_mutex_lock(&h->lock);
     h->starter = pthread_self();
@@ -361,13 +362,14 @@ linnet_status http_start(http **out, server *s, linnet_error *err) {
             refuse(err, LINNET_ERR_IO, "cannot listen on %s: %s", address,
                    *h->complaint ? h->complaint : "is the address taken, or another machine's?");
         http_stop(h);
+        *out = NULL;
         return status;
     }
     if (!connections_watch(h)) {
         http_stop(h);
+        *out = NULL;
         return refuse(err, LINNET_ERR_MEMORY, "no thread for the HTTP server");
     }
-    *out = h;
     return LINNET_OK;
 }
 
