@@ -82,9 +82,9 @@ static request request_begin(struct mg_connection *mg) {
                  .mg = mg,
                  .info = mg_get_request_info(mg),
                  .start = clock_seconds()};
-    if (r.connection && r.connection->fd < 0 && r.info)
-        r.connection->fd = connection_socket(h, r.info);
+    int fd = r.connection && r.connection->fd < 0 && r.info ? connection_socket(h, r.info) : -1;
     pthread_mutex_lock(&h->lock);
+    if (fd >= 0) r.connection->fd = fd;
     h->stats.busy++;
     pthread_mutex_unlock(&h->lock);
     return r;
