@@ -113,7 +113,7 @@ static void read_until(job *j, outcome *o, event_kind kind) {
         case EVENT_TOKEN:
             assert_int_equal(e->done, o->n_tokens);
             assert_true(o->n_tokens < MOST_TOKENS);
-            memcpy(o->top[o->n_tokens], e->top, e->n_top * sizeof *e->top);
+            if (e->n_top) memcpy(o->top[o->n_tokens], e->top, e->n_top * sizeof *e->top);
             o->tokens[o->n_tokens++] = e->token;
             break;
         case EVENT_END:
@@ -560,7 +560,7 @@ static job_request endless(void) {
     enum { LONG = 60000 };
     int32_t *ids = malloc(LONG * sizeof *ids);
     for (int i = 0; i < LONG; i++)
-        ids[i] = i * i % 251;
+        ids[i] = (int32_t)((unsigned)i * (unsigned)i % 251);
     job_request r = ask(ids, LONG, 0);
     free(ids);
     return r;
