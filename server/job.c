@@ -8,12 +8,6 @@
 
 /* ---- Time --------------------------------------------------------------------------------- */
 
-double clock_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 bool condition_start(pthread_cond_t *c) {
     pthread_condattr_t a;
     if (pthread_condattr_init(&a)) return false;

@@ -2,6 +2,7 @@
 #ifndef SERVER_JOB_H
 #define SERVER_JOB_H
 
+#include "clock.h"
 #include "scheduler.h"
 
 #include <pthread.h>
@@ -25,7 +26,6 @@ struct job {
     int holders; /* the reader, the scheduler */
 };
 
-double clock_seconds(void); /* monotonic */
 /* A condition variable whose waits are in clock_seconds. */
 bool condition_start(pthread_cond_t *c);
 /* Waits until `until` at most; INFINITY: for ever. */

@@ -1,10 +1,14 @@
 /* What all handlers share: `linnet serve` on the public header alone.
  *
  *   server.c         starting, draining, stopping
- *   http.c           civetweb: limits, Host, API keys, CORS, errors in OpenAI's shape, streams
+ *   http.c           civetweb: from a connection to a handler
+ *   connections.c    sockets and their deadlines
+ *   head.c body.c respond.c   what comes in, checked; answers, errors in OpenAI's shape, streams
+ *   access.c         Host, CORS, API keys
  *   routes.c         which path is whose
  *   chat.c completions.c   /v1/chat/completions, /v1/completions
  *   sampling.c       the fields that both share, checked
+ *   answer.c         jobs to choices, at once or as a stream
  *   tokens.c models.c states.c health.c    the small endpoints, /metrics in Prometheus' text form
  *   page.c page/     the web page at /
  *   scheduler.c      slots and continuous batching          json_mask.c   JSON mode
@@ -26,6 +30,8 @@ typedef struct {
     double request_seconds, header_seconds, drain_seconds;
     uint64_t cache_bytes;
     const char *cache_dir, *redis, *api_key_file;
+    double redis_ttl_seconds; /* and redis_max_bytes: 0 = as conversations.h says */
+    uint64_t redis_max_bytes;
     const char *const *cors_origins; /* exact origins, or "*"; default none */
     size_t n_cors_origins;
     const char *const *hosts; /* further names that Host may have */
@@ -40,7 +46,9 @@ struct server {
     linnet_cache *cache;
     scheduler *scheduler;
     conversations *conversations;
+    http *http;
     char model_name[256];
+    int ctx;        /* of its sessions */
     double started; /* unix time */
 };
 
