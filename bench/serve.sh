@@ -6,12 +6,13 @@
 #
 # Prints a row a round and the medians: decoding in tokens per second over HTTP and in the library,
 # their ratio, what a token costs more over HTTP, times to the first and between texts. The library's
-# figure has no sampling and no text; the server's is taken while every client receives.
+# figure has no sampling and no text; the server's is greedy (drawing from a large vocabulary at a
+# temperature costs more: serve_load -t 1), taken while every client receives.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 linnet=${LINNET:-./linnet} load=build/bench/serve_load
 [ $# -ge 1 ] && [ -x "$linnet" ] && [ -x "$load" ] ||
-    { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; echo "needs: make linnet $load" >&2; exit 2; }
+    { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; echo "needs: make linnet $load" >&2; exit 2; }
 model=$1 clients=${2:-16} tokens=${3:-128} rounds=${4:-5} words=${5:-16}
 out=$(mktemp -d)
 server=""

@@ -1,6 +1,7 @@
 /* A load of concurrent clients on `linnet serve`, or on any server of OpenAI's /v1/completions:
  *
- *   serve_load [-c CLIENTS] [-r ROUNDS] [-n TOKENS] [-p WORDS] [-o md|json] HOST:PORT [API_KEY]
+ *   serve_load [-c CLIENTS] [-r ROUNDS] [-n TOKENS] [-p WORDS] [-t TEMPERATURE] [-o md|json]
+ *              HOST:PORT [API_KEY]
  *
  * Every client keeps one connection. In a round all send a prompt of WORDS words that nobody sent
  * before, at the same time, and read TOKENS streamed tokens. Told:
@@ -28,6 +29,7 @@ enum { MOST_CLIENTS = 1024, BUFFER = 1 << 16, KEY = 256 };
 
 typedef struct {
     int clients, rounds, tokens, words;
+    double temperature;
     const char *host, *port, *key;
 } plan;
 
@@ -118,9 +120,9 @@ static bool send_request(client *c, int round) {
     if (!body) exit(1);
     n += (size_t)snprintf(body, cap,
                           "{\"stream\": true, \"stream_options\": {\"include_usage\": true}, "
-                          "\"ignore_eos\": true, \"temperature\": 1, \"seed\": %d, "
+                          "\"ignore_eos\": true, \"temperature\": %g, \"seed\": %d, "
                           "\"max_tokens\": %d, \"prompt\": \"",
-                          c->number, p->tokens);
+                          p->temperature, c->number, p->tokens);
     unsigned random =
         (unsigned)(round * MOST_CLIENTS + c->number) * 2654435761u + (unsigned)time(NULL);
     for (int i = 0; i < p->words; i++) {
@@ -242,7 +244,7 @@ static void count_decode(const client *c, int n, double *texts, double *seconds)
 static int use(const char *problem) {
     fprintf(stderr,
             "serve_load: %s\nusage: serve_load [-c CLIENTS] [-r ROUNDS] [-n TOKENS] [-p WORDS] "
-            "[-o md|json] HOST:PORT [API_KEY]\n",
+            "[-t TEMPERATURE] [-o md|json] HOST:PORT [API_KEY]\n",
             problem);
     return 2;
 }
@@ -250,7 +252,7 @@ static int use(const char *problem) {
 int main(int argc, char **argv) {
     plan p = {.clients = 16, .rounds = 1, .tokens = 128, .words = 16};
     bool json = false;
-    for (int opt; (opt = getopt(argc, argv, "c:r:n:p:o:")) != -1;) {
+    for (int opt; (opt = getopt(argc, argv, "c:r:n:p:t:o:")) != -1;) {
         int number = optarg ? atoi(optarg) : 0;
         if (opt == 'o' && !strcmp(optarg, "json"))
             json = true;
@@ -262,6 +264,8 @@ int main(int argc, char **argv) {
             p.rounds = number;
         else if (opt == 'n' && number > 0)
             p.tokens = number;
+        else if (opt == 't' && atof(optarg) >= 0)
+            p.temperature = atof(optarg);
         else if (opt == 'p' && number > 0 && number < 1 << 20)
             p.words = number;
         else
