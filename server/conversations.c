@@ -189,7 +189,9 @@ static void find_beginning(conversations *c, uint8_t (*keys)[KEY], const linnet_
         *held = (id_text){ids, n_tokens};
         *known = of[which];
         out->source = c->stores[s].store->name;
-        remember(c, keys[*known], out->start, UINT64_MAX);
+        uint64_t evictions; /* so the next time the store need not be asked */
+        keep_in_cache(c, out->start, &evictions);
+        remember(c, keys[*known], out->start, evictions);
     }
     pthread_mutex_lock(&c->lock);
     if (any) *(*known ? &c->stats.hits : &c->stats.misses) += 1;
