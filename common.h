@@ -3,7 +3,7 @@
 #ifndef COMMON_H
 #define COMMON_H
 
-#include "linnet.h"
+#include "linnet_tools.h"
 
 #include <stdarg.h>
 #include <stdio.h>

@@ -593,6 +593,10 @@ linnet_status model_identity(linnet_model *m, uint64_t out[2], linnet_error *err
 
 /* ---- What a model says of itself ------------------------------------------------------------ */
 
+const char *linnet_version(void) {
+    return LINNET_VERSION;
+}
+
 const linnet_model_info *linnet_model_get_info(const linnet_model *m) {
     return &m->info;
 }

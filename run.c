@@ -12,7 +12,8 @@
  *   kernels_cpu/        the forward pass and its hot loops, by instruction set
  *   server/             `linnet serve`; server.h starts with a map
  *   cli/                the other commands: flags.c parses for all of them, engine.c opens models;
- *                       recall.h starts with a map of `linnet recall`
+ *                       recall.h starts with a map of `linnet recall`; completion.c and manual.c
+ *                       tell shells and readers what the tables of flags say
  *   export/             Python: checkpoints -> model files
  *   tests/, bench/, docs/
  */
@@ -22,12 +23,6 @@
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/talk.h"
-
-typedef struct {
-    const char *name;
-    int (*run)(int argc, char **argv);
-    const char *help;
-} command;
 
 static const command commands[] = {
     {"run", command_run, "continue a text"},
@@ -50,9 +45,11 @@ static void print_help(FILE *out) {
                  ": runs language models from one GGUF file.\n\n");
     for (int i = 0; i < N_COMMANDS; i++)
         fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].help);
-    fprintf(out,
-            "\nlinnet COMMAND --help tells its flags. Text goes to standard output, all else "
-            "to stderr.\nExit code: 0 it worked, 1 it did not, 2 the command line is wrong.\n");
+    fprintf(
+        out,
+        "\nlinnet COMMAND --help tells its flags; linnet completion bash|zsh|fish prints a script "
+        "for a shell.\nText goes to standard output, all else to stderr.\n"
+        "Exit code: 0 it worked, 1 it did not, 2 the command line is wrong.\n");
 }
 
 int main(int argc, char **argv) {
@@ -70,6 +67,9 @@ int main(int argc, char **argv) {
         printf("linnet " LINNET_VERSION "\n");
         return finish_stdout();
     }
+    if (!strcmp(name, "completion"))
+        return command_completion(argc - 1, argv + 1, commands, N_COMMANDS);
+    if (!strcmp(name, "manual")) return command_manual(argc - 1, argv + 1, commands, N_COMMANDS);
     for (int i = 0; i < N_COMMANDS; i++)
         if (!strcmp(name, commands[i].name)) return commands[i].run(argc - 1, argv + 1);
     return misused("", name[0] == '-' ? "unknown flag %s" : "unknown command '%s'", name);

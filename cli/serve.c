@@ -1,7 +1,6 @@
 /* linnet serve: the server of server/, its flags. */
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 #include "../server/server.h"
 #include "commands.h"
@@ -73,15 +72,8 @@ static int prepare(serve_options *o) {
     return code;
 }
 
-static bool is_loopback(const char *host) {
-    return !strcasecmp(host, "localhost") || !strncmp(host, "127.", 4) || !strcmp(host, "::1");
-}
-
 static int serve(serve_options *o, linnet_model *model) {
     linnet_error err;
-    if (!is_loopback(o->server.host) && !o->server.api_key_file)
-        complain("without --api-key-file everybody who reaches %s can use this server",
-                 o->server.host);
     if (server_run(model, &o->server, interrupted, &err)) return failed_with(&err);
     return EXIT_WORKED;
 }

@@ -1,4 +1,4 @@
-/* What http.c, body.c, respond.c and access.c share. */
+/* What http.c, connections.c, head.c, body.c, respond.c and access.c share. */
 #ifndef SERVER_CONNECTION_H
 #define SERVER_CONNECTION_H
 
@@ -35,7 +35,7 @@ struct http {
     pthread_mutex_t lock; /* all below */
     pthread_cond_t wake;
     pthread_t sweeper;
-    bool stopping;
+    bool watched, stopping;
     connection *connections;
     http_stats stats;
     pthread_t starter;   /* runs http_start */
@@ -58,8 +58,24 @@ struct request {
     char note[400];
 };
 
+/* ---- connections.c -------------------------------------------------------------------------- */
+void connection_add(http *h, connection *c);
+void connection_remove(http *h, connection *c);
+int connection_socket(const http *h, const struct mg_request_info *info);
+uint64_t connection_received(const connection *c);
 /* A deadline for what is read from now on, or for the whole; 0: none. */
 void connection_deadline(http *h, connection *c, double seconds, bool reading);
+/* Waits for the other end to close, after an answer that came before the request's end. */
+void connection_linger(const connection *c);
+bool connections_watch(http *h);
+void connections_stop(http *h);
+
+/* ---- head.c --------------------------------------------------------------------------------- */
+/* False: an error was answered. */
+bool head_check(request *r);
+bool head_path(request *r); /* decodes it into r->path */
+
+/* ---- respond.c ------------------------------------------------------------------------------ */
 bool request_write(request *r, const void *bytes, size_t n);
 
 /* ---- access.c ------------------------------------------------------------------------------- */

@@ -4,11 +4,11 @@
  * within its own deadline and hands it over; errors it finds come to answer_error. What it leaves
  * to be done here:
  *   - it does not tell the socket, without which nobody sees that a client has left: found by its
- *     two addresses (find_socket);
+ *     two addresses (connections.c);
  *   - a body has no deadline as a whole, nor an answer that is read slowly: the sweep shuts the
  *     socket down when a connection's time is over;
  *   - headers after the 64th, or after a folded line, are dropped without a word, and
- *     Content-Length is read as a number with anything behind: all refused (check_head), since a
+ *     Content-Length is read as a number with anything behind: all refused (head.c), since a
  *     proxy in front may see another request in the same bytes;
  *   - a target on another host closes the connection without an answer (connection_close gives one
  *     where it is the connection's first request);
@@ -19,93 +19,20 @@
 #include "connection.h"
 #include "error.h"
 
-#include <errno.h>
-#include <linux/tcp.h>
 #include <netdb.h>
-#include <netinet/in.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 
-enum { HANDLER_STACK = 1 << 20, LINGER_MS = 1000, LINGER_BYTES = 1 << 22 };
+enum { HANDLER_STACK = 1 << 20 };
 
 const double http_bounds[HTTP_BUCKETS - 1] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
                                               0.25,  0.5,    1,     2.5,  10,    60};
 
-/* ---- connections and their deadlines ------------------------------------------------------- */
-
-/* The socket whose other end is the client and whose own end is our port. It is this thread's as
- * long as the connection is open, so the number cannot come to mean another. */
-static int find_socket(const http *h, const struct mg_request_info *info) {
-    struct rlimit files;
-    int limit = 65536;
-    if (!getrlimit(RLIMIT_NOFILE, &files) && files.rlim_cur < (rlim_t)limit)
-        limit = (int)files.rlim_cur;
-    for (int fd = 3; fd < limit; fd++) {
-        struct sockaddr_storage address;
-        socklen_t size = sizeof address;
-        char name[NI_MAXHOST], port[NI_MAXSERV];
-        if (getpeername(fd, (struct sockaddr *)&address, &size) ||
-            (address.ss_family != AF_INET && address.ss_family != AF_INET6) ||
-            getnameinfo((struct sockaddr *)&address, size, name, sizeof name, port, sizeof port,
-                        NI_NUMERICHOST | NI_NUMERICSERV) ||
-            atoi(port) != info->remote_port || strcmp(name, info->remote_addr))
-            continue;
-        size = sizeof address;
-        if (!getsockname(fd, (struct sockaddr *)&address, &size) &&
-            !getnameinfo((struct sockaddr *)&address, size, NULL, 0, port, sizeof port,
-                         NI_NUMERICSERV) &&
-            atoi(port) == h->port)
-            return fd;
-    }
-    return -1;
-}
-
-/* Bytes that came in so far, as the kernel counts them. */
-static uint64_t received(const connection *c) {
-    struct tcp_info info;
-    socklen_t size = sizeof info;
-    if (c->fd < 0 || getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &size) ||
-        size < offsetof(struct tcp_info, tcpi_bytes_received) + sizeof info.tcpi_bytes_received)
-        return 0;
-    return info.tcpi_bytes_received;
-}
-
-void connection_deadline(http *h, connection *c, double seconds, bool reading) {
-    pthread_mutex_lock(&h->lock);
-    c->deadline = seconds > 0 ? clock_seconds() + seconds : 0;
-    c->reading = reading;
-    pthread_mutex_unlock(&h->lock);
-}
-
-static void *sweep(void *user) {
-    http *h = user;
-    pthread_mutex_lock(&h->lock);
-    while (!h->stopping) {
-        struct timespec t;
-        clock_gettime(CLOCK_REALTIME, &t);
-        t.tv_nsec += 100000000;
-        if (t.tv_nsec >= 1000000000) {
-            t.tv_sec++;
-            t.tv_nsec -= 1000000000;
-        }
-        pthread_cond_timedwait(&h->wake, &h->lock, &t);
-        double now = clock_seconds();
-        for (connection *c = h->connections; c; c = c->next) {
-            if (c->fd < 0 || !c->deadline || now < c->deadline) continue;
-            c->expired = true;
-            c->deadline = 0;
-            shutdown(c->fd, c->reading ? SHUT_RD : SHUT_RDWR);
-        }
-    }
-    pthread_mutex_unlock(&h->lock);
-    return NULL;
-}
+/* ---- connections -------------------------------------------------------------------------- */
 
 static http *http_of(const struct mg_connection *mg) {
     return mg_get_user_data(mg_get_context(mg));
@@ -121,30 +48,9 @@ static int connection_open(const struct mg_connection *mg, void **data) {
     if (!c) return 0; /* its requests are refused */
     c->fd = -1;
     c->since = clock_seconds();
-    pthread_mutex_lock(&h->lock);
-    c->next = h->connections;
-    if (c->next) c->next->previous = c;
-    h->connections = c;
-    h->stats.connections++;
-    h->stats.open++;
-    pthread_mutex_unlock(&h->lock);
+    connection_add(h, c);
     *data = c;
     return 0;
-}
-
-/* Waits for the other end to close after an answer that came before the request's end. */
-static void linger(int fd) {
-    char bytes[8192];
-    double end = clock_seconds() + 1e-3 * LINGER_MS;
-    shutdown(fd, SHUT_WR);
-    for (size_t n = 0; n < LINGER_BYTES;) {
-        struct pollfd p = {.fd = fd, .events = POLLIN};
-        double left = end - clock_seconds();
-        if (left <= 0 || poll(&p, 1, (int)(1000 * left) + 1) <= 0) return;
-        ssize_t got = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
-        if (got <= 0) return;
-        n += (size_t)got;
-    }
 }
 
 static request request_begin(struct mg_connection *mg);
@@ -162,11 +68,7 @@ static void connection_close(const struct mg_connection *mg) {
                       "the target is neither a path nor a URL of this server");
         request_end(&r);
     }
-    pthread_mutex_lock(&h->lock);
-    if (c->next) c->next->previous = c->previous;
-    *(c->previous ? &c->previous->next : &h->connections) = c->next;
-    h->stats.open--;
-    pthread_mutex_unlock(&h->lock);
+    connection_remove(h, c);
     free(c);
 }
 
@@ -180,7 +82,8 @@ static request request_begin(struct mg_connection *mg) {
                  .mg = mg,
                  .info = mg_get_request_info(mg),
                  .start = clock_seconds()};
-    if (r.connection && r.connection->fd < 0 && r.info) r.connection->fd = find_socket(h, r.info);
+    if (r.connection && r.connection->fd < 0 && r.info)
+        r.connection->fd = connection_socket(h, r.info);
     pthread_mutex_lock(&h->lock);
     h->stats.busy++;
     pthread_mutex_unlock(&h->lock);
@@ -227,8 +130,8 @@ static void request_end(request *r) {
         connection_deadline(h, r->connection, 0, false);
         r->connection->answered = r->status > 0;
         r->connection->since = clock_seconds();
-        r->connection->received = received(r->connection);
-        if (r->unread && r->connection->fd >= 0 && !r->gone) linger(r->connection->fd);
+        r->connection->received = connection_received(r->connection);
+        if (r->unread && r->connection->fd >= 0 && !r->gone) connection_linger(r->connection);
     }
     if (r->unread || r->gone || r->close) mg_disable_connection_keep_alive(r->mg);
     pthread_mutex_lock(&h->lock);
@@ -256,7 +159,8 @@ static int answer_error(struct mg_connection *mg, int status, const char *messag
     r.info = NULL;
     r.close = r.unread = true;
     double waited = r.connection ? clock_seconds() - r.connection->since : 0;
-    bool full = r.connection && received(r.connection) - r.connection->received >= HEAD_BUFFER;
+    bool full =
+        r.connection && connection_received(r.connection) - r.connection->received >= HEAD_BUFFER;
     if (status == 413 || (full && strstr(message, "Malformed"))) {
         status = 431;
         text = "the request's head is larger than 32 KiB";
@@ -275,102 +179,7 @@ static int answer_error(struct mg_connection *mg, int status, const char *messag
     return 0;
 }
 
-/* ---- before the handler ------------------------------------------------------------------- */
-
-/* A folded line ends the head for civetweb, and what follows is not among info's headers. Behind
- * the last value there must be its line's end, two bytes that civetweb has zeroed, and an empty
- * line. */
-static bool head_is_whole(const struct mg_request_info *info) {
-    if (!info->num_headers) return true;
-    const char *end = info->http_headers[info->num_headers - 1].value;
-    end += strlen(end);
-    return !end[1] && end[2] == '\r';
-}
-
-static size_t head_bytes(const struct mg_request_info *info) {
-    if (!info->num_headers) return 0;
-    const char *end = info->http_headers[info->num_headers - 1].value;
-    return (size_t)(end + strlen(end) + 3 - info->request_method);
-}
-
-/* "Name : value", where civetweb zeroes the space and the colon. */
-static bool has_space_before_colon(const struct mg_header *h) {
-    const char *end = h->name + strlen(h->name) + 1;
-    return !*end && h->value != end;
-}
-
-static bool is_number(const char *text) {
-    size_t n = strspn(text, "0123456789");
-    return n && n <= 18 && !text[n];
-}
-
-static bool refuse_head(request *r, int status, const char *text) {
-    r->close = r->unread = true;
-    respond_error(r, status, "invalid_request_error", NULL, NULL, "%s", text);
-    return false;
-}
-
-static bool check_head(request *r) {
-    const struct mg_request_info *info = r->info;
-    int lengths = 0, encodings = 0;
-    if (info->num_headers >= MG_MAX_HEADERS)
-        return refuse_head(r, 431, "more than 63 header lines");
-    if (head_bytes(info) > MAX_HEADER_BYTES)
-        return refuse_head(r, 431, "the request's head is larger than 32 KiB");
-    if (!head_is_whole(info)) return refuse_head(r, 400, "a header line is not one");
-    for (int i = 0; i < info->num_headers; i++) {
-        const struct mg_header *h = &info->http_headers[i];
-        if (has_space_before_colon(h))
-            return refuse_head(r, 400, "a space between a header's name and its colon");
-        if (!strcasecmp(h->name, "Content-Length")) {
-            lengths++;
-            if (!is_number(h->value)) return refuse_head(r, 400, "Content-Length is not a number");
-        } else if (!strcasecmp(h->name, "Transfer-Encoding")) {
-            encodings++;
-            if (strcasecmp(h->value, "chunked"))
-                return refuse_head(r, 400, "of Transfer-Encoding only chunked is understood");
-        }
-    }
-    if (lengths > 1) return refuse_head(r, 400, "two Content-Length headers");
-    if (encodings > 1) return refuse_head(r, 400, "two Transfer-Encoding headers");
-    if (lengths && encodings)
-        return refuse_head(r, 400, "both Content-Length and Transfer-Encoding");
-    if (encodings && strcmp(info->http_version, "1.1"))
-        return refuse_head(r, 400, "Transfer-Encoding before HTTP/1.1");
-    if (strlen(info->request_uri) > MAX_TARGET)
-        return refuse_head(r, 414, "the target is longer than 8192 bytes");
-    return true;
-}
-
-/* r->path; false: answered. */
-static bool decode_path(request *r) {
-    const char *raw = r->info->local_uri_raw;
-    size_t n = strlen(raw);
-    char *path = malloc(n + 1);
-    r->path = path;
-    if (!path) {
-        respond_error(r, 503, "server_error", NULL, NULL, "no memory");
-        return false;
-    }
-    for (const char *p = raw; *p; p++) {
-        unsigned value = (unsigned char)*p;
-        if (*p == '%') {
-            char digits[3] = {p[1], p[1] ? p[2] : '\0', '\0'};
-            char *end;
-            value = (unsigned)strtoul(digits, &end, 16);
-            if (!digits[1] || *end || strchr("+- ", digits[0]) || !value) {
-                *path = '\0';
-                respond_error(r, 400, "invalid_request_error", NULL, NULL,
-                              "the path holds a %% without two hexadecimal digits, or NUL");
-                return false;
-            }
-            p += 2;
-        }
-        *path++ = (char)value;
-    }
-    *path = '\0';
-    return true;
-}
+/* ---- the handler -------------------------------------------------------------------------- */
 
 static size_t open_connections(http *h) {
     pthread_mutex_lock(&h->lock);
@@ -391,7 +200,7 @@ static bool wants_keep_alive(const request *r) {
 
 static void dispatch(request *r) {
     char methods[64];
-    if (!decode_path(r)) return;
+    if (!head_path(r)) return;
     if (open_connections(r->http) > r->server->options.max_connections) {
         r->close = true;
         respond_busy(r, "too_many_connections", "this server has all the connections it takes");
@@ -436,7 +245,7 @@ static int begin_request(struct mg_connection *mg) {
     if (!r.connection) {
         r.close = true;
         respond_busy(&r, NULL, "no memory for another connection");
-    } else if (check_head(&r)) {
+    } else if (head_check(&r)) {
         r.unread = r.info->content_length > 0 || request_header(&r, "Transfer-Encoding");
         r.close = !wants_keep_alive(&r);
         /* A handler ends by its job's deadline; this is for one that writes to who does not read.
@@ -554,7 +363,7 @@ linnet_status http_start(http **out, server *s, linnet_error *err) {
         http_stop(h);
         return status;
     }
-    if (pthread_create(&h->sweeper, NULL, sweep, h)) {
+    if (!connections_watch(h)) {
         http_stop(h);
         return refuse(err, LINNET_ERR_MEMORY, "no thread for the HTTP server");
     }
@@ -581,13 +390,7 @@ void http_get_stats(http *h, http_stats *out) {
 
 void http_stop(http *h) {
     if (!h) return;
-    pthread_mutex_lock(&h->lock);
-    h->stopping = true;
-    for (connection *c = h->connections; c; c = c->next) /* those that wait for a next request */
-        if (c->fd >= 0) shutdown(c->fd, SHUT_RD);
-    pthread_cond_signal(&h->wake);
-    pthread_mutex_unlock(&h->lock);
-    if (h->sweeper) pthread_join(h->sweeper, NULL);
+    connections_stop(h);
     if (h->context) mg_stop(h->context);
     mg_exit_library();
     access_free(h->access);

@@ -29,16 +29,16 @@ typedef struct {
     size_t n_prompt;
     size_t mark;              /* where the last turn begins: a place for a snapshot; 0 = none */
     linnet_session *start;    /* a state from elsewhere that holds a prefix of the prompt, or NULL;
-                                 used    where the cache knows no longer one */
+                               * used where the cache knows no longer one */
     linnet_sampling sampling; /* bias owned; `allowed` NULL */
-    size_t max_tokens;        /* sampled at most; with `prefill_only` none at all */
-    bool prefill_only;
+    size_t max_tokens;        /* sampled at most; 0: until the text or the context ends */
+    bool prefill_only;        /* nothing is sampled: it ends with JOB_LENGTH */
     char **stops;
     size_t n_stops;
     int top_logprobs; /* most likely tokens to report with each; 0: the token's alone; -1: none */
     bool prompt_logprobs; /* also of the prompt's tokens */
-    bool json;            /* nothing but one JSON value (json_mask.h) */
-    bool ignore_end;      /* tokens that end a text are never drawn */
+    bool json;            /* nothing but one JSON object (json_mask.h) */
+    bool ignore_end;      /* tokens that end a text are never drawn; means nothing with json */
     bool keep;            /* the end event brings a fork of the session */
     char owner[65];       /* whose turn it is: a hash of the API key, or the address */
     double seconds;       /* it ends with JOB_DEADLINE after so long; 0 = never */
@@ -76,15 +76,16 @@ typedef struct event {
     char *text; /* TOKEN, END: whole UTF-8 characters, NUL-terminated, perhaps empty */
     /* END: */
     job_end end;
-    const char *stop; /* the stop string, the job's, or NULL */
-    size_t n_prompt, n_sampled;
+    const char *stop;           /* the stop string, the job's, or NULL */
+    size_t n_prompt, n_sampled; /* the token that ended the text is not counted, nor has an event */
     linnet_reuse reuse;
     double queue_seconds, prefill_seconds, decode_seconds;
     uint64_t state_bytes; /* of the session at the end */
-    /* With `keep`, unless it failed: a session that holds the prompt and the answer as it was
-     * shown. Cut by a stop string: every sampled token whose text was shown whole; `rest` is the
-     * shown text behind them, not in the session. `ended`: the end token is in it. The reader's to
-     * free (event_free does unless it was taken out and set to NULL). */
+    /* With `keep`, unless it failed or ended before the prompt was in place: a session that holds
+     * the prompt and the answer as it was shown. Cut by a stop string: every sampled token whose
+     * text was shown whole; `rest` is the shown text behind them, not in the session (so too after
+     * JOB_CANCELLED and JOB_DEADLINE). `ended`: the end token is in it. The reader's to free
+     * (event_free does unless it was taken out and set to NULL). */
     linnet_session *session;
     char *rest;
     bool ended;
@@ -94,9 +95,11 @@ typedef struct event {
 
 linnet_status scheduler_start(scheduler **out, const scheduler_options *options, linnet_error *err);
 /* LINNET_ERR_MEMORY with a sentence: the queue is full, or the server drains (scheduler_draining).
- */
+ * LINNET_ERR_CONTEXT: the prompt is longer than the context. LINNET_ERR_TOKENIZER: stop strings or
+ * JSON of a model without a vocabulary. LINNET_ERR_ARGUMENT: ids out of range. */
 linnet_status scheduler_submit(scheduler *s, job_request *request, job **out, linnet_error *err);
-/* The next event, the caller's to event_free; NULL after `seconds` without one. */
+/* The next event, the caller's to event_free; NULL after `seconds` without one, and at once after
+ * EVENT_END. */
 event *job_next(job *j, double seconds);
 void event_free(event *e);
 /* The slot is free within one step. The END event still comes. Any thread. */

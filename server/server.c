@@ -4,6 +4,7 @@
 #include <sodium.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 
 #include "error.h"
@@ -52,6 +53,10 @@ static linnet_status start(server *s, linnet_error *err) {
     return http_start(&s->http, s, err);
 }
 
+static bool is_loopback(const char *host) {
+    return !strcasecmp(host, "localhost") || !strncmp(host, "127.", 4) || !strcmp(host, "::1");
+}
+
 static void nap(void) {
     struct timespec t = {0, 100000000};
     nanosleep(&t, NULL);
@@ -80,6 +85,8 @@ linnet_status server_run(linnet_model *model, const server_options *options, boo
                  strchr(options->host, ':') ? "[" : "", options->host,
                  strchr(options->host, ':') ? "]" : "", http_port(s.http));
         say(&s, line);
+        if (!is_loopback(options->host) && !options->api_key_file)
+            say(&s, "there are no API keys: everybody who reaches this address can use it");
         while (!stop())
             nap();
         drain(&s);

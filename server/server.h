@@ -1,8 +1,9 @@
 /* What all handlers share: `linnet serve` on the public header alone.
  *
  *   server.c         starting, draining, stopping
- *   http.c           civetweb: connections, deadlines, what is checked before a handler runs
- *   body.c respond.c a request's JSON; answers, errors in OpenAI's shape, streams
+ *   http.c           civetweb: from a connection to a handler
+ *   connections.c    sockets and their deadlines
+ *   head.c body.c respond.c   what comes in, checked; answers, errors in OpenAI's shape, streams
  *   access.c         Host, CORS, API keys
  *   routes.c         which path is whose
  *   chat.c completions.c   /v1/chat/completions, /v1/completions

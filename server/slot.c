@@ -131,44 +131,39 @@ void slot_stop(slot *x, job_end why) {
 
 /* ---- The beginning ------------------------------------------------------------------------ */
 
-static bool begins_with(const int32_t *tokens, size_t n, const linnet_session *s, size_t *n_held) {
-    const int32_t *held = linnet_session_tokens(s, n_held);
-    return *n_held && *n_held <= n && !memcmp(held, tokens, *n_held * sizeof *held);
+/* How much of the prompt the session holds, if it holds nothing else. */
+static size_t prefix_held(const slot *x) {
+    const job_request *r = &x->job->r;
+    size_t n;
+    const int32_t *held = linnet_session_tokens(x->session, &n);
+    bool all = n == r->n_prompt;
+    if (!n || n > r->n_prompt || memcmp(held, r->prompt, n * sizeof *held)) return 0;
+    return all && !linnet_session_logits(x->session) ? 0 : n;
 }
 
-/* Restores the longest prefix of the prompt that the cache or the job itself has. */
+/* Makes the session hold the longest prefix of the prompt that the cache or the job itself has. */
 static linnet_status restore(slot *x, linnet_error *err) {
     job_request *r = &x->job->r;
     linnet_status s = LINNET_OK;
-    size_t n_start;
-    /* Logprobs of the prompt need the logits of every position. */
-    if (r->prompt_logprobs) {
-        snprintf(x->reuse.text, sizeof x->reuse.text,
-                 "nothing: the prompt's logprobs are wanted, so all of it is computed");
-        x->reuse.n_fed = r->n_prompt;
-        return s;
-    }
-    if (x->with->cache)
-        s = linnet_cache_restore(x->with->cache, x->session, r->prompt, r->n_prompt, &x->reuse,
-                                 err);
-    if (s) return s;
-    if (r->start && begins_with(r->prompt, r->n_prompt, r->start, &n_start) &&
-        n_start > x->reuse.n_reused && linnet_session_ctx(r->start) == x->with->ctx) {
-        linnet_session_free(x->session);
+    if (r->start && !r->prompt_logprobs && linnet_session_ctx(r->start) == x->with->ctx) {
         x->session = r->start;
         r->start = NULL;
-        x->reuse.n_reused = n_start;
-        snprintf(x->reuse.text, sizeof x->reuse.text, "%zu of %zu tokens, the conversation's state",
-                 n_start, r->n_prompt);
+    } else {
+        s = linnet_session_new(&x->session, x->with->model, &x->with->session, err);
     }
-    linnet_session_tokens(x->session, &x->held);
-    /* All of the prompt, but without the logits after it: of no use. */
-    if (x->held == r->n_prompt && !linnet_session_logits(x->session)) {
-        linnet_session_reset(x->session);
-        x->held = 0;
+    if (!s && r->prompt_logprobs) { /* which need the logits of every position */
         snprintf(x->reuse.text, sizeof x->reuse.text,
-                 "nothing: the state of the whole prompt has no logits");
+                 "0 of %zu tokens reused: the prompt's logprobs are wanted", r->n_prompt);
+    } else if (!s && x->with->cache) {
+        s = linnet_cache_restore(x->with->cache, x->session, r->prompt, r->n_prompt, &x->reuse,
+                                 err);
+    } else if (!s) {
+        size_t n = prefix_held(x);
+        if (!n) linnet_session_reset(x->session);
+        snprintf(x->reuse.text, sizeof x->reuse.text, "%zu of %zu tokens reused: there is no cache",
+                 n, r->n_prompt);
     }
+    if (!s) linnet_session_tokens(x->session, &x->held);
     x->reuse.n_reused = x->held;
     x->reuse.n_fed = r->n_prompt - x->held;
     return s;
@@ -205,8 +200,7 @@ void slot_begin(slot *x, const slot_shared *with, job *j, uint64_t serial) {
         return;
     }
     memcpy(x->timeline, j->r.prompt, x->n * sizeof *x->timeline);
-    linnet_status s = linnet_session_new(&x->session, with->model, &with->session, &err);
-    if (!s) s = restore(x, &err);
+    linnet_status s = restore(x, &err);
     if (s) {
         slot_fail(x, &err);
         return;
@@ -370,11 +364,11 @@ void slot_item(slot *x, size_t room, linnet_item *item) {
     bool in_prompt = x->held < r->n_prompt;
     size_t to = !in_prompt ? x->n : x->snapshot_at > x->held ? x->snapshot_at : r->n_prompt;
     size_t n = to - x->held < room ? to - x->held : room;
-    bool last = x->held + n == x->n || x->held + n == to;
     *item = (linnet_item){.session = x->session,
                           .tokens = x->timeline + x->held,
                           .n_tokens = n,
-                          .want = last ? LINNET_LOGITS_LAST : LINNET_LOGITS_NONE,
+
+                          .want = x->held + n == x->n ? LINNET_LOGITS_LAST : LINNET_LOGITS_NONE,
                           .sampled = !in_prompt};
     if (in_prompt && r->prompt_logprobs) {
         item->want = LINNET_LOGITS_ALL;

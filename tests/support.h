@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "../linnet.h"
+#include "../linnet_tools.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -19,7 +19,7 @@ function headers(key) {
 async function request(path, options) {
     let response;
     try {
-        response = await fetch(path, { credentials: "omit", cache: "no-store", ...options });
+        response = await fetch(path, { cache: "no-store", ...options });
     } catch (error) {
         if (error.name === "AbortError") throw error;
         throw new ApiError("The server cannot be reached.");
@@ -35,7 +35,7 @@ async function request(path, options) {
     const after = wait ? ` Try again in ${wait} s.` : "";
     const { status } = response;
     if (status === 401 || status === 403) {
-        const why = key(options) ? "does not accept this API key" : "wants an API key";
+        const why = options.headers.Authorization ? "does not accept this API key" : "wants an API key";
         throw new ApiError(status === 401 ? `The server ${why}.` : said || "The server refused.", status);
     }
     if (status === 429 || status === 503)
@@ -44,7 +44,6 @@ async function request(path, options) {
     throw new ApiError(said ? `The server says: ${sentence(said)}` : `The server answered with status ${status}.`,
                        status);
 }
-const key = (options) => options?.headers?.Authorization;
 const sentence = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
 
 /* What /v1/models tells of the one model: {id, linnet}. */
@@ -100,10 +99,8 @@ export async function* chat(body, apiKey, signal) {
     let whole = false;
     try {
         for await (const data of events(response.body)) {
-            if (data === "[DONE]") {
-                whole = true;
-                break;
-            }
+            if (data === "[DONE]") whole = true;
+            if (whole) continue; /* to the end of the stream, so that the connection can be used again */
             const chunk = JSON.parse(data);
             if (chunk.error) throw new ApiError(`The server says: ${sentence(String(chunk.error.message))}`);
             yield chunk;

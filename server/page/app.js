@@ -129,6 +129,7 @@ function drawAll() {
     else drawEmpty();
     drawState();
     drawRun();
+    if (running.has(shown.id)) drawRunning(running.get(shown.id), false);
     by("system").value = shown.system;
 }
 
@@ -184,27 +185,29 @@ function finish(c, run, error) {
 /* Has the message `user` answered. */
 async function answer(c, user) {
     const fields = sampling();
-    const run = new Run(tree.add(c, user.id, "assistant", ""), served);
+    const run = new Run(tree.add(c, user.id, "assistant", ""));
     run.node.stats.seed = fields.seed;
     running.set(c.id, run);
     keep(c);
     draw();
-    drawRunning(run, false);
     toEnd();
     announce(["Answering."]);
     let error = null;
     try {
-        const body = { model: served?.id ?? "default", messages: tree.prompt(c, user.id), ...fields };
+        if (!served) await learnModel();
+        run.linnet = served.linnet;
+        run.node.stats.model = served.id;
+        const body = { model: served.id, messages: tree.prompt(c, user.id), ...fields };
         for await (const chunk of chat(body, apiKey(), run.control.signal)) {
             run.take(chunk);
             drawSoon(c, run);
         }
     } catch (thrown) {
         error = thrown;
+        if (thrown.status === 0 || thrown.status === 404) served = null; /* another server may answer next */
         if (!(thrown instanceof ApiError) && thrown.name !== "AbortError") console.error(thrown);
     }
     finish(c, run, error);
-    if (!served) refreshModel();
 }
 
 /* True if the settings are such that the server would refuse them; then shows where. */
@@ -304,11 +307,9 @@ function rename(c, item) {
         document.querySelector('[data-key="list Rename"]')?.focus();
     };
     field.addEventListener("keydown", (event) => {
-        if (event.key === "Enter") end(true);
-        if (event.key === "Escape") {
-            event.stopPropagation();
-            end(false);
-        }
+        if (event.key !== "Enter" && event.key !== "Escape") return;
+        event.preventDefault(); /* else the button that gets the focus is pressed by the same key */
+        end(event.key === "Enter");
     });
     field.addEventListener("blur", () => end(true));
     item.replaceChildren(field);
@@ -327,17 +328,20 @@ function show(c) {
 
 /* ---- start --------------------------------------------------------------------------------- */
 
-async function refreshModel() {
-    try {
-        served = await askModel(apiKey());
-    } catch (error) {
-        notice(error.message, error.status === 401 ? ["Enter the key", act.key] : ["Try again", refreshModel]);
-        return;
-    }
+async function learnModel() {
+    served = await askModel(apiKey());
     by("notice").replaceChildren();
     drawModel();
     drawState();
     if (!tree.path(shown).length) drawEmpty();
+}
+
+async function refreshModel() {
+    try {
+        await learnModel();
+    } catch (error) {
+        notice(error.message, error.status === 401 ? ["Enter the key", act.key] : ["Try again", refreshModel]);
+    }
 }
 
 function listen() {
@@ -381,6 +385,7 @@ function listen() {
         keep(shown);
     });
     by("key").addEventListener("change", refreshModel);
+    by("list").addEventListener("click", (event) => event.target.closest("[aria-current]") && uncover());
     addEventListener("hashchange", () => {
         const c = all.get(location.hash.slice(1));
         if (c && c !== shown) show(c);
@@ -394,7 +399,7 @@ function listen() {
         if (shown.id === told.id) draw();
         else drawList();
     });
-    addEventListener("pagehide", () => running.forEach((run, id) => keep(all.get(id))));
+    addEventListener("pagehide", () => running.forEach((run, id) => all.has(id) && keep(all.get(id))));
     listenDrawers();
 }
 

@@ -42,7 +42,7 @@ function caption(last, softmax, growing) {
     const [tokens, size] = last, full = softmax * tokens;
     const held = `${bytes(size)} for ${plural(tokens, "token")}`;
     if (!softmax) return `${held}.`;
-    if (growing && full <= size * 1.2) return `${held}. Every token adds its keys and values, as in any softmax model.`;
+    if (growing && full <= size * 1.2) return `${held}. Every token adds its keys and values, in pages of 64, as in any softmax model.`;
     const other = `A softmax model of this shape would hold ${bytes(full)}`;
     if (growing) return `${held}. ${other}.`;
     const from = Math.ceil(size / softmax);

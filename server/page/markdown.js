@@ -154,7 +154,7 @@ function build(block, depth) {
 
 function within(parent, text, depth) {
     const blocks = depth < DEEPEST ? parse(text) : [{ kind: "p", text }];
-    const tight = parent.tagName === "LI" && !/\n[ \t]*\n\s*\S/.test(text);
+    const tight = parent.tagName === "LI" && !/\n[ \t]*\n(?=\S)/.test(text);
     for (const block of blocks) {
         if (tight && block.kind === "p") inline(block.text, parent, 0);
         else parent.append(build(block, depth));
@@ -236,40 +236,40 @@ function inline(text, parent, depth) {
 
 /* ---- a text that grows --------------------------------------------------------------------- */
 
-/* Shows a text in `root`. Of a text that grows, only the last block is built again. */
+/* Shows a text in `root`. Of a text that grows only what can still change is built again: the last
+ * block, and the one before it while the last is a line without its end, which may yet turn out to
+ * go on with a list, say. */
 export class Rendering {
     constructor(root) {
         this.root = root;
-        this.settled = 0; /* offset of the text whose blocks are final */
-        this.last = null; /* the block after them and its node */
+        this.settled = 0; /* offset of the text up to which blocks are final */
+        this.open = [];   /* the blocks after it, with their nodes */
     }
     /* `done`: the text is whole. Returns the text of the blocks that became final. */
     update(text, done) {
-        const blocks = parse(text.slice(this.settled)), base = this.settled, said = [];
+        const rest = text.slice(this.settled), blocks = parse(rest);
         blocks.forEach((block, i) => {
-            const node = this.show(block, i === 0);
-            const final = done || i < blocks.length - 1;
-            if (final) said.push(node.textContent);
-            if (final) this.last = null;
-            else this.settled = base + block.at;
+            block.source = rest.slice(block.at, blocks[i + 1]?.at);
+            block.node = this.show(block, this.open[i]);
         });
-        if (done) this.settled = text.length;
-        return said;
+        for (const old of this.open.slice(blocks.length)) old.node.remove();
+        const still = blocks.at(-1)?.source.includes("\n") ? 1 : 2;
+        const final = done ? blocks.length : Math.max(0, blocks.length - still);
+        this.open = blocks.slice(final);
+        this.settled += done ? rest.length : this.open[0]?.at ?? 0;
+        return blocks.slice(0, final).map((block) => block.node.textContent);
     }
-    show(block, replaces) {
-        const old = replaces ? this.last : null;
-        const code = old?.node.querySelector("pre > code")?.firstChild;
-        let node;
-        if (code && block.kind === "code" && old.block.kind === "code" &&
-            old.block.language === block.language && block.text.startsWith(old.block.text)) {
-            code.appendData(block.text.slice(old.block.text.length));
-            node = old.node; /* keeps what a reader has selected, and where it was scrolled to */
-        } else {
-            node = build(block, 0);
-            if (old) old.node.replaceWith(node);
-            else this.root.append(node);
+    show(block, old) {
+        if (old?.source === block.source) return old.node;
+        if (old?.kind === "code" && block.kind === "code" && old.language === block.language &&
+            block.text.startsWith(old.text)) {
+            /* Keeps what a reader has selected, and where it was scrolled to. */
+            old.node.querySelector("code").append(block.text.slice(old.text.length));
+            return old.node;
         }
-        this.last = { block, node };
+        const node = build(block, 0);
+        if (old) old.node.replaceWith(node);
+        else this.root.append(node);
         return node;
     }
 }

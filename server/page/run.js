@@ -3,9 +3,9 @@ import { stateAt } from "./chart.js";
 import { bytes, count, plural, rate, seconds } from "./dom.js";
 
 export class Run {
-    constructor(node, served) {
+    constructor(node) {
         this.node = node;
-        this.linnet = served?.linnet ?? {};
+        this.linnet = {}; /* of the model, once it is known */
         this.control = new AbortController();
         this.started = performance.now();
         this.first = 0; /* when the first text came */
@@ -15,7 +15,7 @@ export class Run {
         this.timer = this.pace = 0;                    /* of the drawing */
         this.saved = Date.now();
         node.running = true;
-        node.stats = { model: served?.id };
+        node.stats = {};
     }
 
     take(chunk) {
