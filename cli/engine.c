@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <time.h>
 
+#include "../linnet_tools.h"
 #include "hash.h"
 
 uint64_t nanoseconds_now(void) {

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../linnet_tools.h"
 #include "answer.h"
 #include "routes.h"
 
