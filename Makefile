@@ -34,7 +34,7 @@ LIBS = $(shell pkg-config --libs $(PKGS)) -fopenmp -lm -lstdc++
 CLI_LIBS = $(shell pkg-config --libs jansson libsodium hiredis) -lcivetweb -lpthread
 # What a program needs beside liblinnet.a, for any compiler: the OpenMP library by its name.
 PRIVATE_LIBS = $(strip $(patsubst -fopenmp,$(if $(findstring clang,$(shell $(CC) --version)),-lomp,-lgomp),$(LIBS)))
-HEADERS := $(wildcard linnet*.h)
+HEADERS := linnet.h linnet_tools.h
 VERSION := $(shell sed -n 's/^.define LINNET_VERSION "\([0-9.]*\)"$$/\1/p' linnet.h)
 SONAME := liblinnet.so.$(firstword $(subst ., ,$(VERSION)))
 SHARED := $(BUILD)/liblinnet.so.$(VERSION)
