@@ -44,7 +44,7 @@ static linnet_status get(source *from, void *out, size_t n) {
             from->at += (uint64_t)got;
         }
     }
-    hash64_add(&from->hash, out, n);
+    if (!from->bytes) hash64_add(&from->hash, out, n); /* it may change while it is read */
     return LINNET_OK;
 }
 
@@ -61,7 +61,13 @@ static linnet_status check_sum(source *from) {
     uint64_t sum = 0, end = from->size - sizeof sum;
     linnet_status s = LINNET_OK;
     hash64_begin(&from->hash);
-    for (from->at = 0; from->at < end && !s;)
+    if (from->bytes) {
+        hash64_add(&from->hash, from->bytes, (size_t)end);
+        from->at = end;
+    } else {
+        from->at = 0;
+    }
+    while (from->at < end && !s)
         s = get(from, piece,
                 end - from->at < sizeof piece ? (size_t)(end - from->at) : sizeof piece);
     uint64_t found = hash64_end(&from->hash);
@@ -305,7 +311,7 @@ static linnet_status get_session(source *from, const state_head *head, linnet_se
     if (from->at != from->size)
         return fail(from->err, LINNET_ERR_FORMAT, "%s: damaged: %llu bytes follow its end",
                     from->name, (unsigned long long)(from->size - from->at));
-    if (sum != end) /* the file changed since it was hashed */
+    if (!from->bytes && sum != end) /* the file changed since it was hashed */
         return fail(from->err, LINNET_ERR_IO, "%s: changed while it was read", from->name);
     return LINNET_OK;
 }

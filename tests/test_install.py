@@ -128,6 +128,10 @@ class Install(unittest.TestCase):
         self.good("cc", "a.c", "-I" + self.include, "-o", "a")
         self.good("./a", CHAT)
 
+    def test_header_is_short(self):
+        with open(os.path.join(self.include, "linnet.h")) as f:
+            self.assertLessEqual(len(f.readlines()), 250)
+
     def test_header_is_plain_c_and_cpp(self):
         for header in os.listdir(self.include):
             for compiler, language, standards in (("cc", "c", ["c99", "c11"]), ("clang", "c", ["c99", "c11"]),
