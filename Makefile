@@ -178,7 +178,8 @@ $(BUILD)/tests/%: tests/%.c $(BUILD)/liblinnet.a
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS) -lcmocka
 
 # Look at the command from the inside.
-INSIDE := $(addprefix $(BUILD)/tests/,test_recall test_conversations test_scheduler test_json_mask)
+INSIDE := $(addprefix $(BUILD)/tests/,test_recall test_conversations test_scheduler test_scheduler_ends \
+	test_scheduler_queue test_json_mask)
 $(INSIDE): $(BUILD)/tests/%: tests/%.c $(filter-out $(BUILD)/run.c.o,$(CLI_OBJ)) $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS) -lcmocka

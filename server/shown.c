@@ -93,8 +93,8 @@ linnet_status shown_rest(shown *x, const char *text, size_t bytes, linnet_error 
 }
 
 const char *shown_after(const shown *x, size_t n, size_t *bytes) {
-    size_t from = n ? x->ends[n < x->n ? n - 1 : x->n - 1] : 0;
-    if (!x->n || from > x->bytes) from = x->bytes;
+    size_t count = n < x->n ? n : x->n, from = count ? x->ends[count - 1] : 0;
+    if (from > x->bytes) from = x->bytes;
     if (from < x->tail_at) from = x->tail_at;
     while (from < x->bytes && continues(x->tail[from - x->tail_at]))
         from++;
