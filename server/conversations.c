@@ -149,11 +149,12 @@ static size_t mark_of(const conversations *c, const linnet_message *m, size_t n,
 }
 
 /* The longest beginning that ends in an answer whose ids are known: *known messages of it, *held
- * their ids. A store is asked for longer ones, and for the state where the cache may have lost it.
- */
+ * their ids; *lost: the cache may not have its state. A store is asked for longer ones, and for the
+ * state where it may be lost. */
 static void find_beginning(conversations *c, uint8_t (*keys)[KEY], const linnet_message *m,
-                           size_t n, size_t *known, id_text *held, conversation_prompt *out) {
-    bool any = false, lost = false;
+                           size_t n, size_t *known, id_text *held, bool *lost,
+                           conversation_prompt *out) {
+    bool any = false;
     *known = 0;
     pthread_mutex_lock(&c->lock);
     for (size_t i = n; i > 0 && !*known; i--) {
@@ -164,14 +165,15 @@ static void find_beginning(conversations *c, uint8_t (*keys)[KEY], const linnet_
         memcpy(held->at, e->ids, e->n * sizeof *held->at);
         held->n = e->n;
         *known = i;
-        lost = !in_cache(c, e);
+        *lost = !in_cache(c, e);
     }
     pthread_mutex_unlock(&c->lock);
+    if (!*known) *lost = any;
     char hex[MOST_ASKED][HEX];
     store_key asked[MOST_ASKED];
     size_t of[MOST_ASKED], n_asked = 0, which = 0;
     for (size_t i = n; i > 0 && i >= *known && n_asked < MOST_ASKED; i--) {
-        if (!is_answer(&m[i - 1]) || (i == *known && !lost)) continue;
+        if (!is_answer(&m[i - 1]) || (i == *known && !*lost)) continue;
         sodium_bin2hex(hex[n_asked], HEX, keys[i], KEY);
         asked[n_asked] = (store_key){false, hex[n_asked]};
         of[n_asked++] = i;
@@ -189,7 +191,9 @@ static void find_beginning(conversations *c, uint8_t (*keys)[KEY], const linnet_
         *held = (id_text){ids, n_tokens};
         *known = of[which];
         out->source = c->stores[s].store->name;
-        remember(c, keys[*known], out->start, UINT64_MAX);
+        uint64_t evictions; /* so the next time the store need not be asked */
+        keep_in_cache(c, out->start, &evictions);
+        remember(c, keys[*known], out->start, evictions);
     }
     pthread_mutex_lock(&c->lock);
     if (any) *(*known ? &c->stats.hits : &c->stats.misses) += 1;
@@ -198,12 +202,11 @@ static void find_beginning(conversations *c, uint8_t (*keys)[KEY], const linnet_
 
 /* The state under the conversation's name, if it is a beginning of the prompt and the cache may not
  * have it. */
-static void start_from_name(conversations *c, const char *name, size_t known,
-                            conversation_prompt *out) {
+static void start_from_name(conversations *c, const char *name, conversation_prompt *out) {
     bool cached;
     const char *source = "memory";
     linnet_session *session = named_copy(c, name, false, &cached);
-    if (!session && !cached && !known) session = stored(c, name, &source);
+    if (!session && !cached) session = stored(c, name, &source);
     if (!session) return;
     id_text all = {out->tokens, out->n}, its = {0};
     its.at = (int32_t *)linnet_session_tokens(session, &its.n);
@@ -228,7 +231,8 @@ linnet_status conversations_prompt(conversations *c, const linnet_message *messa
     if (!keys) return refuse(err, LINNET_ERR_MEMORY, "no memory for %zu messages", n);
     id_text held = {0}, all = {0};
     size_t known;
-    find_beginning(c, keys, messages, n, &known, &held, out);
+    bool lost;
+    find_beginning(c, keys, messages, n, &known, &held, &lost, out);
     free(keys);
     if (known) status = ids_from(c, messages, n, known, true, &held, &all, err);
     if (!known || status == LINNET_ERR_UNSUPPORTED) {
@@ -246,7 +250,7 @@ linnet_status conversations_prompt(conversations *c, const linnet_message *messa
         out->tokens = all.at;
         out->n = all.n;
         out->mark = mark_of(c, messages, n, known, &held, &all);
-        if (name && !out->start) start_from_name(c, name, known, out);
+        if (name && lost && !out->start) start_from_name(c, name, out);
     }
     free(held.at);
     return status;

@@ -16,7 +16,7 @@ enum { KEY = SHELF_KEY, MAX_STORES = 2 };
 /* A store, and what is wrong with it as the log was told. */
 typedef struct {
     store *store;
-    bool no_read, no_write, refused;
+    bool no_read, no_write, refused; /* refused: a state of it; never taken back */
 } shared;
 
 struct conversations {

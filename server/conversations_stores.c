@@ -14,17 +14,19 @@ void conversations_say(const conversations *c, const char *line) {
     if (c->options.log) c->options.log(line);
 }
 
-/* Tells the log what changed, once: `wrong` is one of the store's. */
-static void note(conversations *c, const shared *s, bool *wrong, linnet_status status,
-                 const char *what, const linnet_error *err) {
+/* Counts what went wrong, and tells the log: that the store fails (*down) and that it works again,
+ * each when it changes; that it has states which are refused, once. */
+static void note(conversations *c, shared *s, bool *down, linnet_status status, const char *what,
+                 const linnet_error *err) {
     char line[1400] = "";
+    bool *told = status && status != LINNET_ERR_IO ? &s->refused : down;
     pthread_mutex_lock(&c->lock);
     if (status) c->stats.store_errors++;
-    if (status && !*wrong)
+    if (status && !*told)
         snprintf(line, sizeof line, "%s: %s; conversations go on without it", what, err->text);
-    else if (!status && *wrong)
+    else if (!status && *told)
         snprintf(line, sizeof line, "%s: the %s works again", what, s->store->name);
-    *wrong = status != LINNET_OK;
+    *told = status != LINNET_OK;
     pthread_mutex_unlock(&c->lock);
     if (*line) conversations_say(c, line);
 }
@@ -52,10 +54,8 @@ linnet_session *store_get(conversations *c, shared *s, const store_key *keys, si
     c->stats.store_reads++;
     c->stats.store_read_seconds += clock_seconds() - start;
     pthread_mutex_unlock(&c->lock);
-    bool own = status == LINNET_ERR_IO, found = !status && *which < n;
-    if (own || !status) note(c, s, &s->no_read, status, "reading a state", &err);
-    if (found || (status && !own)) note(c, s, &s->refused, status, "a state in the store", &err);
-    if (found) return session;
+    note(c, s, &s->no_read, status, "reading a state", &err);
+    if (!status && *which < n) return session;
     linnet_session_free(session);
     return NULL;
 }

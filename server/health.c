@@ -85,6 +85,8 @@ static void print_conversations(FILE *f, server *s) {
     counter(f, "conversations_hits_total", "Answers of earlier turns found again.", (double)x.hits);
     counter(f, "conversations_misses_total", "Answers of earlier turns that were not.",
             (double)x.misses);
+    counter(f, "conversations_not_kept_total", "Answers that could not be kept.",
+            (double)x.not_kept);
     gauge(f, "store_up", "1 if the store of states answers.", x.store_up);
     counter(f, "store_reads_total", "States read from the store.", (double)x.store_reads);
     counter(f, "store_writes_total", "States written to the store.", (double)x.store_writes);

@@ -21,7 +21,7 @@ enum {
     MAX_KEYS = 16,
     MAX_ARGUMENTS = 5,
     KEY_BYTES = 320,
-    READ_BYTES = 1 << 16,
+    READ_BYTES = 1 << 14,
     MAX_SPARE = 64 << 20,
     BYTES_PER_S = 1 << 24
 };

@@ -473,6 +473,15 @@ static void states_by_name(void **state) {
     assert_true(begins_with(&p, &t));
     assert_null(p.start);
     free_prompt(&p);
+    p = prompt_of(&s, talk, 3, "alice");
+    assert_non_null(p.start);
+    assert_string_equal(p.source, "folder");
+    linnet_session_tokens(p.start, &n);
+    assert_int_equal(n, t.n);
+    free_prompt(&p);
+    p = prompt_of(&s, talk, 1, "alice"); /* begins anew */
+    assert_null(p.start);
+    free_prompt(&p);
     assert_int_equal(
         conversations_state(s.c, STATE_RESTORE, "saved", "carol", &bytes, &tokens, &err),
         LINNET_OK);
