@@ -98,8 +98,8 @@ $(BUILD)/liblinnet.a: $(LIB_OBJ)
 	@rm -f $@
 	$(call QUIET,AR)ar rcs $@ $^
 
-# Never unmapped (nodelete): OpenMP's threads outlive the models that they served, and the libraries
-# that come along are not made for going.
+# Never unmapped (nodelete): OpenMP's threads may still be on their way out when a model has been
+# closed, and not every library that comes along is made for going.
 lib: $(BUILD)/liblinnet.a $(BUILD)/liblinnet.so ## build/liblinnet.a and build/liblinnet.so
 $(SHARED): $(LIB_OBJ) packaging/liblinnet.map
 	$(call QUIET,LD)$(CC) $(LDSAN) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=packaging/liblinnet.map \
