@@ -194,26 +194,35 @@ static void roll_back(const linnet_item *item, const uint8_t *copy, linnet_statu
         s->lost = true;
 }
 
-/* Copies of the fixed-size states that a failing forward would leave half changed, one after the
- * other; *out is NULL where no item needs one. */
+/* Whether a failing forward could leave the item's fixed-size state half changed in a way that its
+ * session should not pay for: all but single steps, which may lose it. */
+static bool wants_copy(const linnet_item *item, bool stoppable) {
+    return item->session->model->state_bytes &&
+           (stoppable || item->n_tokens > 1 || item->rows != NULL);
+}
+
+/* Copies of those states, one after the other; *out is NULL where no item wants one. */
 static linnet_status copy_states(const linnet_item *items, size_t n, bool stoppable, uint8_t **out,
                                  size_t *total, linnet_error *err) {
     backend *b = items->session->model->backend;
-    size_t bytes = items->session->model->state_bytes;
-    bool needed = stoppable;
+    size_t bytes = items->session->model->state_bytes, copies = 0;
     void *memory;
     for (size_t i = 0; i < n; i++)
-        needed = needed || items[i].n_tokens > 1 || items[i].rows;
+        copies += wants_copy(&items[i], stoppable);
     *out = NULL;
-    if (!bytes || !needed) return LINNET_OK;
-    if (!mul_size(bytes, n, total))
-        return fail(err, LINNET_ERR_MEMORY, "no memory for a copy of %zu states of %zu bytes", n,
-                    bytes);
+    if (!copies) return LINNET_OK;
+    if (!mul_size(bytes, copies, total))
+        return fail(err, LINNET_ERR_MEMORY, "no memory for a copy of %zu states of %zu bytes",
+                    copies, bytes);
     linnet_status s = b->ops->alloc(b, *total, &memory, err);
     if (s) return s;
     *out = memory;
-    for (size_t i = 0; i < n && !s; i++)
-        s = b->ops->copy(b, *out + i * bytes, items[i].session->state, bytes, err);
+    uint8_t *to = memory;
+    for (size_t i = 0; i < n && !s; i++) {
+        if (!wants_copy(&items[i], stoppable)) continue;
+        s = b->ops->copy(b, to, items[i].session->state, bytes, err);
+        to += bytes;
+    }
     return s;
 }
 
@@ -238,11 +247,14 @@ linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress
         s = m->backend->ops->forward(m, items, n_items, progress, user, err);
         team_unlock(m->team);
     }
+    const uint8_t *copy = copies;
     for (size_t i = 0; i < n_items; i++) {
+        bool copied_one = copies && wants_copy(&items[i], progress != NULL);
         if (s)
-            roll_back(&items[i], copies ? copies + i * m->state_bytes : NULL, s);
+            roll_back(&items[i], copied_one ? copy : NULL, s);
         else
             commit(&items[i]);
+        if (copied_one) copy += m->state_bytes;
     }
     m->backend->ops->free(m->backend, copies, copied);
     return s;
