@@ -377,8 +377,8 @@ static bool add_group(page *p, sources *s, task_group *t, const pareto_options *
     good = good && add_figure(p, s, t, &cell, o, x, y);
     if (good && o->x < 0) {
         page_add(p, "%s", page_text(&speed));
-        int other = y == Y_ACC ? Y_PERPLEXITY : Y_ACC;
-        if (o->y < 0 && group_has(t, other)) {
+        for (int other = 0; good && other < N_Y && o->y < 0; other++) {
+            if (other == y || !group_has(t, other)) continue;
             good = add_figure(p, s, t, &cell, o, x, other);
             if (good && drawn && any_speed(t)) good = add_figure(p, s, t, &cell, o, X_SPEED, other);
         }

@@ -18,7 +18,8 @@ const x_axis x_axes[N_X] = {
     {"ttft", "time to first token", "time to first token", UNIT_MS, false, true},
     {"peak_rss", "peak resident memory", "peak memory", UNIT_BYTES, false, true},
 };
-const char *const y_names[N_Y] = {"acc", "perplexity"};
+const char *const y_names[N_Y] = {"acc", "perplexity", "ppl_recall"};
+const char *const y_titles[N_Y] = {"accuracy", "perplexity", "perplexity of pairs seen before"};
 
 /* ---- settings ----------------------------------------------------------------------------- */
 
@@ -150,7 +151,9 @@ static void split_parameters(json_t *out, const char *text) {
 static json_t *segment_of(const json_t *row) {
     static const char *const beside[] = {"len", "depth"};
     const json_t *parameters = json_object_get(row, "params");
-    json_t *out = json_is_object(parameters) ? json_copy((json_t *)parameters) : json_object();
+    json_t *out = json_object(), *task = json_object_get(row, "task");
+    if (task) json_object_set(out, "task", task); /* first: segments of one task stay together */
+    if (json_is_object(parameters)) json_object_update(out, (json_t *)parameters);
     if (json_is_string(parameters)) split_parameters(out, json_string_value(parameters));
     json_object_del(out, "file"); /* the task's name has it */
     for (size_t i = 0; i < sizeof beside / sizeof *beside; i++) {
@@ -257,6 +260,10 @@ static void describe_segments(task_group *g) {
     }
     json_object_foreach(keys, key, value) {
         page text = {0};
+        if (!strcmp(key, "task")) { /* the title has it */
+            if (g->n_tasks > 1) json_object_set_new(g->varying, key, json_true());
+            continue;
+        }
         page *to = values_of(g, key, &text) > 1 ? &varying : &fixed;
         if (to == &varying) json_object_set_new(g->varying, key, json_true());
         page_add(to, "%s%s %s", to->text.n ? ", " : "", key, page_text(&text));
@@ -276,7 +283,8 @@ static void describe_segments(task_group *g) {
 /* The interval of a mean of independent estimates from theirs (MOVER: Zou and Donner, Statistics in
  * Medicine 27, 2008): mean -+ sqrt(sum of squared distances) / m. */
 static void average(measured *p) {
-    double m = (double)p->n_segments, below = 0, above = 0, logs = 0;
+    double m = (double)p->n_segments, below = 0, above = 0;
+    double logs[N_Y] = {0};
     p->y[Y_ACC] = 0;
     p->state[0] = p->state[1] = (double)NAN; /* which fmax passes over */
     for (size_t i = 0; i < p->n_segments; i++) {
@@ -288,15 +296,18 @@ static void average(measured *p) {
         p->y[Y_ACC] += acc / m;
         below += (acc - low) * (acc - low);
         above += (high - acc) * (high - acc);
-        logs += log(perplexity_in(row)) / m;
+        for (int y = Y_PERPLEXITY; y < N_Y; y++)
+            logs[y] += log(quality_in(row, y)) / m;
         for (int k = 0; k < 2; k++)
             p->state[k] =
                 fmax(p->state[k], number_in(row, k ? "state_bytes_alloc" : "state_bytes_model"));
     }
-    p->y[Y_PERPLEXITY] = exp(logs);
     p->low[Y_ACC] = p->y[Y_ACC] - sqrt(below) / m;
     p->high[Y_ACC] = p->y[Y_ACC] + sqrt(above) / m;
-    p->low[Y_PERPLEXITY] = p->high[Y_PERPLEXITY] = (double)NAN;
+    for (int y = Y_PERPLEXITY; y < N_Y; y++) {
+        p->y[y] = exp(logs[y]);
+        p->low[y] = p->high[y] = (double)NAN;
+    }
 }
 
 /* ---- groups ------------------------------------------------------------------------------- */
@@ -310,15 +321,30 @@ static const char *task_of(const result *r) {
     return task ? task : "perplexity";
 }
 
-static bool is_chosen(const result *r, const pareto_options *o) {
+/* "copy,passkey" names both. */
+static bool names_task(const char *list, const char *task) {
+    size_t n = strlen(task);
+    for (const char *at = list; *at; at += strcspn(at, ","), at += *at == ',')
+        if (strcspn(at, ",") == n && !strncmp(at, task, n)) return true;
+    return false;
+}
+
+static bool is_chosen(const result *r, const pareto_options *o, bool several) {
     const char *preset = text_in(r->row, "preset");
-    return (!o->task || !strcmp(o->task, task_of(r))) &&
-           (!o->preset || !strcmp(o->preset, preset ? preset : "none"));
+    bool task =
+        !o->task || (several ? names_task(o->task, task_of(r)) : !strcmp(o->task, task_of(r)));
+    return task && (!o->preset || !strcmp(o->preset, preset ? preset : "none"));
 }
 
 static bool same_result(const json_t *a, const json_t *b) {
-    static const char *const keys[] = {
-        "acc", "hits", "n", "perplexity", "state_bytes_model", "state_bytes_alloc"};
+    static const char *const keys[] = {"acc",
+                                       "hits",
+                                       "n",
+                                       "ppl",
+                                       "ppl_recall",
+                                       "perplexity",
+                                       "state_bytes_model",
+                                       "state_bytes_alloc"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         double x = number_in(a, keys[i]), y = number_in(b, keys[i]);
         if (x != y && !(isnan(x) && isnan(y))) return false;
@@ -458,7 +484,7 @@ static bool finish_group(const sources *s, task_group *g, bool force) {
     return !g->segments_text.failed && !g->forced.failed;
 }
 
-static bool add_group(task_groups *g, const result *r, task_group **out) {
+static bool add_group(task_groups *g, const result *r, const char *several, task_group **out) {
     task_group *grown = realloc(g->at, (g->n + 1) * sizeof *grown);
     if (!grown) {
         complain("out of memory");
@@ -466,7 +492,10 @@ static bool add_group(task_groups *g, const result *r, task_group **out) {
     }
     g->at = grown;
     *out = &grown[g->n++];
-    **out = (task_group){.task = task_of(r), .preset = text_in(r->row, "preset")};
+    **out = (task_group){
+        .task = several ? several : task_of(r), .preset = text_in(r->row, "preset"), .n_tasks = 1};
+    for (const char *at = several; at && (at = strchr(at, ',')); at++)
+        (*out)->n_tasks++;
     return true;
 }
 
@@ -484,6 +513,33 @@ static void list_choices(const sources *s, const pareto_options *o, bool presets
     json_decref(seen);
 }
 
+static bool has_task(const sources *s, const char *list) {
+    for (size_t i = 0; i < s->recall.n && list; i++)
+        if (!strcmp(list, task_of(&s->recall.at[i]))) return true;
+    return !list;
+}
+
+/* Every task that is named has rows. */
+static bool check_tasks(const sources *s, const pareto_options *o) {
+    page name = {0}, choices = {0};
+    bool good = true;
+    for (const char *at = has_task(s, o->task) ? "" : o->task; *at && good; at += *at == ',') {
+        size_t n = strcspn(at, ",");
+        page_clear(&name);
+        page_add(&name, "%.*s", (int)n, at);
+        at += n;
+        good = has_task(s, page_text(&name));
+    }
+    if (!good) {
+        list_choices(s, &(pareto_options){0}, false, &choices);
+        complain("nothing to join: no row of task %s; there are %s", page_text(&name),
+                 page_text(&choices));
+    }
+    page_free(&name);
+    page_free(&choices);
+    return good;
+}
+
 bool groups_make(task_groups *g, sources *s, const pareto_options *o, bool by_preset) {
     page choices = {0};
     bool good = true;
@@ -491,24 +547,23 @@ bool groups_make(task_groups *g, sources *s, const pareto_options *o, bool by_pr
         complain("nothing to join: no row of recall among %zu rows of bench", s->bench.n);
         return false;
     }
+    if (!check_tasks(s, o)) return false;
+    /* A list, if it is not the name of one task: a file's name may have a comma. */
+    const char *several = has_task(s, o->task) ? NULL : o->task;
     for (size_t i = 0; good && i < s->recall.n; i++) {
         const result *r = &s->recall.at[i];
-        if (!is_chosen(r, o)) continue;
+        if (!is_chosen(r, o, several)) continue;
         task_group *to = NULL;
         for (size_t k = 0; k < g->n && !to; k++)
-            if (!strcmp(g->at[k].task, task_of(r)) &&
+            if ((several || !strcmp(g->at[k].task, task_of(r))) &&
                 (!by_preset || equal_texts(g->at[k].preset, text_in(r->row, "preset"))))
                 to = &g->at[k];
-        good = (to || add_group(g, r, &to)) && add_segment(s, to, r);
+        good = (to || add_group(g, r, several, &to)) && add_segment(s, to, r);
     }
     if (good && !g->n) {
-        bool task = false;
-        for (size_t i = 0; i < s->recall.n && o->task; i++)
-            task = task || !strcmp(o->task, task_of(&s->recall.at[i]));
-        bool presets = o->preset && (task || !o->task);
-        list_choices(s, o, presets, &choices);
-        complain("nothing to join: no row of %s %s; there are %s", presets ? "preset" : "task",
-                 presets ? o->preset : o->task, page_text(&choices));
+        list_choices(s, o, true, &choices);
+        complain("nothing to join: no row of preset %s; there are %s", o->preset,
+                 page_text(&choices));
         good = false;
     }
     if (good && !by_preset && g->n > 1) {

@@ -54,6 +54,8 @@ static void set_result(json_t *row, const recall_item *items, size_t n) {
     set_real(row, "acc_high", high);
     json_set_int(row, "n_cut_off", cut_off);
     bool slices = n && items[0].others.n;
+    set_real(row, "ppl",
+             slices ? exp((label_nats + other_nats) / (double)(scored + n_others)) : NAN);
     set_real(row, "ppl_recall", slices && scored ? exp(label_nats / (double)scored) : NAN);
     set_real(row, "ppl_other", slices && n_others ? exp(other_nats / (double)n_others) : NAN);
 }
@@ -195,8 +197,9 @@ static void show_accuracy(const json_t *row, char *out, size_t size) {
     else
         snprintf(out, size, "-");
     if (row_number(row, "ppl_recall") > 0)
-        snprintf(out + strlen(out), size - strlen(out), ", ppl %.2f, other %.2f",
-                 row_number(row, "ppl_recall"), row_number(row, "ppl_other"));
+        snprintf(out + strlen(out), size - strlen(out), ", ppl %.2f: %.2f, other %.2f",
+                 row_number(row, "ppl"), row_number(row, "ppl_recall"),
+                 row_number(row, "ppl_other"));
 }
 
 static void show_paper_state(const json_t *row, char *out, size_t size) {

@@ -568,6 +568,9 @@ static void test_slices(void **state) {
     json_t *rows = run_well(arguments, paired);
     assert_true(number(rows, 0, "n") == 4 && number(rows, 0, "hits") == 4);
     assert_true(number(rows, 0, "ppl_recall") < 1.01 && number(rows, 0, "ppl_other") > 10);
+    assert_float_equal(
+        7 * log(number(rows, 0, "ppl")),
+        4 * log(number(rows, 0, "ppl_recall")) + 3 * log(number(rows, 0, "ppl_other")), 1e-9);
     json_decref(rows);
     snprintf(arguments, sizeof arguments, "--task ar:%s --max-ctx 5", at("text"));
     rows =
