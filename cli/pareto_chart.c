@@ -123,8 +123,10 @@ static void make_title(group_chart *gc, const task_group *g, const bench_cell *c
     else
         page_add(&gc->title, "%s: %s against %s%s", g->n_tasks > 1 ? "mean of tasks" : g->task,
                  y == Y_ACC ? "recall" : y_titles[y], axis->words, page_text(&place));
-    page_add(&gc->subtitle, "task%s %s, preset %s", g->n_tasks > 1 ? "s" : "", g->task,
-             g->preset ? g->preset : "none");
+    page_add(&gc->subtitle, "task%s ", g->n_tasks > 1 ? "s" : "");
+    for (const char *at = g->task; *at; at++)
+        page_add(&gc->subtitle, g->n_tasks > 1 && *at == ',' ? "%c " : "%c", *at);
+    page_add(&gc->subtitle, ", preset %s", g->preset ? g->preset : "none");
     if (o->title && place.text.n) page_add(&gc->subtitle, ", %s%s", axis->words, page_text(&place));
     if (g->segments_text.text.n) page_add(&gc->subtitle, "; %s", page_text(&g->segments_text));
     page_free(&place);
@@ -135,7 +137,7 @@ static void make_caption(group_chart *gc, const sources *s, const task_group *g,
     page *p = &gc->caption;
     const json_t *seed = json_object_get(g->at[0].segments[0]->row, "seed");
     const char *activations = text_of_all(g, "activations", false);
-    add_n(p, g);
+    if (y != Y_PERPLEXITY) add_n(p, g); /* n does not count what else the text has */
     if (json_is_integer(seed))
         page_add(p, "%sseed %lld", p->text.n ? "; " : "", (long long)json_integer_value(seed));
     if (activations) page_add(p, "; activations %s", activations);

@@ -293,7 +293,13 @@ class SeveralTasks(Case):
     def test_what_the_chart_says(self):
         text = words_of(self.svg(self.rows(), "--task", "passkey,niah1"))
         self.assertIn("mean of tasks: recall against state bytes", text)
-        self.assertTrue(any("tasks passkey,niah1, preset none; mean of 4 segments: len 256–512" in t for t in text), text)
+        self.assertTrue(any("tasks passkey, niah1, preset none; mean of 4 segments: len 256–512" in t for t in text), text)
+
+    def test_the_axis_ends_where_a_reader_sees_something(self):
+        text = words_of(self.svg([recall(model("a"), 120), recall(model("b"), 60, state=2000)]))
+        self.assertIn("accuracy (more is better →; the axis ends at 0.20)", text)
+        self.assertNotIn("0.4", text)
+        self.assertIn("accuracy (more is better →)", words_of(self.svg([recall(model("a"), 450)])))
 
     def test_one_of_them_is_still_alone(self):
         rows = self.rows()
