@@ -156,7 +156,8 @@ static void precision_words(page *p, const json_t *row) {
 /* Everything of the command after the models. */
 static void recall_words(page *p, const json_t *row) {
     const char *task = text_in(row, "task"), *parameters = text_in(row, "params"),
-               *preset = text_in(row, "preset"), *view = text_in(row, "view");
+               *preset = text_in(row, "preset"), *view = text_in(row, "view"),
+               *mode = text_in(row, "window_mode");
     bool of_file = task && strchr(task, ':');
     page spec = {0};
     page_add(&spec, "%s", task ? task : "");
@@ -178,6 +179,7 @@ static void recall_words(page *p, const json_t *row) {
     if (!preset && json_is_true(json_object_get(row, "twice"))) add_word(p, "--twice");
     add_number(p, "--seed", row, "seed");
     if (view && strcmp(view, "chunk") != 0) add_words(p, "--view", view);
+    if (mode && strcmp(mode, "sliding") != 0) add_words(p, "--window-mode", mode);
     precision_words(p, row);
 }
 

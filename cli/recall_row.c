@@ -60,6 +60,15 @@ static void set_result(json_t *row, const recall_item *items, size_t n) {
     set_real(row, "ppl_other", slices && n_others ? exp(other_nats / (double)n_others) : NAN);
 }
 
+static bool has_mixer(const json_t *row, const char *name) {
+    size_t i;
+    const json_t *mixer;
+    json_array_foreach(json_object_get(row, "mixers"), i, mixer) {
+        if (!strcmp(json_string_value(mixer), name)) return true;
+    }
+    return false;
+}
+
 json_t *recall_row(const engine *e, const recall_cell *cell, const recall_item *items, size_t n,
                    const recall_run_info *run) {
     const recall_job *job = cell->job;
@@ -87,6 +96,7 @@ json_t *recall_row(const engine *e, const recall_cell *cell, const recall_item *
     json_object_set_new(row, "depth", cell->depth >= 0 ? json_integer(cell->depth) : json_null());
     json_object_set_new(row, "twice", json_boolean(job->twice));
     set_text(row, "cut", job->cut ? job->cut : "none");
+    json_object_set_new(row, "max_ctx", job->max_ctx ? json_integer(job->max_ctx) : json_null());
     json_object_set_new(row, "bos",
                         json_boolean(n && items[0].ids.n && info->add_bos && info->bos >= 0 &&
                                      items[0].ids.at[0] == info->bos));
@@ -107,6 +117,7 @@ json_t *recall_row(const engine *e, const recall_cell *cell, const recall_item *
              run->cost.seconds > 0 ? (double)(run->cost.fed + run->cost.said) / run->cost.seconds
                                    : NAN);
     set_precision_keys(row, cell->model, kv, e->activations);
+    set_text(row, "window_mode", has_mixer(row, "lolcats") ? e->window_mode : NULL);
     json_set_int(row, "n_threads", (uint64_t)info->threads);
     set_text(row, "backends", gpu ? "CUDA" : "CPU");
     set_text(row, "isa", gpu ? NULL : info->isa);

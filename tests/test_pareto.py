@@ -329,6 +329,8 @@ class Mixtures(Case):
                  ("preset (jrt, jrt-twice)", [recall(a, 5, preset="jrt"), recall(b, 5, preset="jrt-twice")]),
                  ("cut rule (none, answer)", [recall(a, 5), recall(b, 5, cut="answer")]),
                  ("longest context (512, 1024)", [recall(a, 5, max_ctx=512), recall(b, 5, max_ctx=1024)]),
+                 ("window mode (sliding, terrace)",
+                  [recall(softmax, 5, window_mode=None), recall(a, 5, window_mode="sliding"), recall(b, 5, window_mode="terrace")]),
                  ("twice (false, true)", [recall(a, 5), recall(b, 5, twice=True)]),
                  ("another number of tests", [recall(a, 5), recall(b, 5), recall(b, 5, L=128)]),
                  ("other tests", [recall(a, 5), recall(b, 5, L=128)]),

@@ -579,6 +579,30 @@ static void test_slices(void **state) {
     json_decref(rows);
 }
 
+/* A row tells what a LoLCATs model's windows were, and how much of a document was fed. */
+static void test_settings_of_a_row(void **state) {
+    (void)state;
+    static const char model[] = "tests/data/window_modes/terrace.gguf";
+    static const char *const modes[] = {"sliding", "terrace", "terrace-hf"};
+    for (size_t i = 0; i < 3; i++) {
+        char arguments[128];
+        snprintf(arguments, sizeof arguments, "--task copy:N=20,n=2 --window-mode %s", modes[i]);
+        json_t *rows = run_well(arguments, model);
+        assert_string_equal(text(rows, 0, "window_mode"), modes[i]);
+        assert_true(json_is_null(json_object_get(json_array_get(rows, 0), "max_ctx")));
+        json_decref(rows);
+    }
+    char arguments[256];
+    write_lines("text", "abcabcab");
+    snprintf(arguments, sizeof arguments, "--task ar:%s --max-ctx 5", at("text"));
+    json_t *rows = run_well(arguments, paired);
+    assert_true(json_is_null(json_object_get(json_array_get(rows, 0), "window_mode")));
+    assert_true(number(rows, 0, "max_ctx") == 5);
+    json_decref(rows);
+    assert_int_equal(recall(NULL, "-m %s --task copy --window-mode terrace", copying), 1);
+    assert_non_null(strstr(complaint(), "window mode terrace is for LoLCATs models"));
+}
+
 static void test_twice(void **state) {
     (void)state;
     json_t *once = run_well("--task passkey --len 900 --n 2", copying);
@@ -742,16 +766,27 @@ static int remove_models(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_splitmix),      cmocka_unit_test(test_hash_of_a_file),
-        cmocka_unit_test(test_mqar_golden),   cmocka_unit_test(test_mqar_distribution),
-        cmocka_unit_test(test_words),         cmocka_unit_test(test_scoring),
-        cmocka_unit_test(test_wilson),        cmocka_unit_test(test_presets),
-        cmocka_unit_test(test_cuts),          cmocka_unit_test(test_prompts_fill),
-        cmocka_unit_test(test_depths),        cmocka_unit_test(test_perfect_recall),
-        cmocka_unit_test(test_chance),        cmocka_unit_test(test_data_hash),
-        cmocka_unit_test(test_nothing_leaks), cmocka_unit_test(test_slices),
-        cmocka_unit_test(test_twice),         cmocka_unit_test(test_documents),
-        cmocka_unit_test(test_bad_lines),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_splitmix),
+        cmocka_unit_test(test_hash_of_a_file),
+        cmocka_unit_test(test_mqar_golden),
+        cmocka_unit_test(test_mqar_distribution),
+        cmocka_unit_test(test_words),
+        cmocka_unit_test(test_scoring),
+        cmocka_unit_test(test_wilson),
+        cmocka_unit_test(test_presets),
+        cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_prompts_fill),
+        cmocka_unit_test(test_depths),
+        cmocka_unit_test(test_perfect_recall),
+        cmocka_unit_test(test_chance),
+        cmocka_unit_test(test_data_hash),
+        cmocka_unit_test(test_nothing_leaks),
+        cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_settings_of_a_row),
+        cmocka_unit_test(test_twice),
+        cmocka_unit_test(test_documents),
+        cmocka_unit_test(test_bad_lines),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, make_models, remove_models);
 }
