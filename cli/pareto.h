@@ -1,6 +1,6 @@
 /* Inside `linnet pareto`: rows of `bench` and `recall` in (pareto_read.c), joined to points
- * (pareto_join.c); charts (pareto_svg.c), tables (pareto_table.c) and a report (pareto_html.c) out.
- * Functions that return false have said why on stderr. */
+ * (pareto_join.c, pareto_speed.c); charts (pareto_chart.c, pareto_svg.c), tables (pareto_table.c)
+ * and a report (pareto_html.c) out. Functions that return false have said why on stderr. */
 #ifndef CLI_PARETO_H
 #define CLI_PARETO_H
 
@@ -135,6 +135,16 @@ typedef struct {
 /* The tasks (and presets, if `by_preset`) that the options choose, each checked. */
 bool groups_make(task_groups *g, sources *s, const pareto_options *o, bool by_preset);
 void groups_free(task_groups *g);
+
+/* Whether two rows agree in a setting ("seed", "dtype", ...); where one does not tell, as asked. */
+bool same_setting(const sources *s, const result *a, const result *b, const char *key,
+                  bool unknown_is_same);
+/* One sentence about two rows that differ, unless `force` lets it pass into the caption. -> force
+ */
+bool mixed(const sources *s, task_group *g, bool force, const char *key, const char *words,
+           const result *a, const result *b);
+/* What --force let pass, once. */
+void let_pass(task_group *g, const char *format, ...);
 
 /* Where speed was measured. */
 typedef struct {
