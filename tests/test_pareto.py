@@ -589,6 +589,17 @@ class Report(Case):
         self.assertEqual(re.findall(r"https?:[^\s\"']*", text.replace("http://www.w3.org/2000/svg", "")), [])
         self.assertNotRegex(text, r"url\(|@import|fetch\(|XMLHttp")
 
+    def test_several_tasks_have_contents(self):
+        one = self.rows()
+        both = one + [{**r, "task": "a<b", "params": ""} for r in one if r.get("L") or "task" in r and r["len"] == 64]
+        page = Page(self.make(both, ".html"))
+        names = [a["id"] for _, a in page.found if "id" in a]
+        self.assertEqual(len(names), len(set(names)))
+        links = [a["href"] for tag, a in page.found if tag == "a"]
+        self.assertEqual(links, ["#task-1", "#task-2", "#limits", "#commands"])
+        self.assertTrue({link[1:] for link in links} <= set(names))
+        self.assertNotIn("a", [tag for tag, _ in Page(self.make(one, ".html")).found])
+
     def test_charts_tables_and_words(self):
         text = self.make(self.rows(), ".html")
         page = Page(text)
