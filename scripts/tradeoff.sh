@@ -35,13 +35,16 @@ asked=copy,passkey,phonebook,factbook
 measure lm --task "copy:n=$(((m + 3) / 4))" --task "passkey:n=$m" --task "phonebook:n=$m" --task "factbook:n=$m" \
     --len 256,512,1024 --task ar:data/heldout.txt
 
-mqar=("$out"/mqar-{recall,bench}.jsonl) lm=("$out"/lm-{recall,bench}.jsonl)
-./linnet pareto "${mqar[@]}" -o "$out/state.svg"
-./linnet pareto "${mqar[@]}" -o "$out/speed.svg" --x tg_ts --depth 1024 --batch 16
-./linnet pareto "${lm[@]}" -o "$out/language-state.svg" --task "$asked" --title "Language models: recall against state bytes"
-./linnet pareto "${lm[@]}" -o "$out/language-speed.svg" --task ar:heldout.txt --y perplexity --x tg_ts --depth 1024 --batch 16 \
-    --title "Language models: perplexity against decode speed"
-for file in table.md table.csv report.html; do
-    ./linnet pareto "${mqar[@]}" "${lm[@]}" -o "$out/$file"
-done
+# Everything is joined every time, so that a family has one colour in all charts.
+chart() {
+    ./linnet pareto "$out"/{mqar,lm}-{recall,bench}.jsonl -o "$out/$1" "${@:2}"
+}
+speed=(--x tg_ts --depth 1024 --batch 16)
+chart state.svg --task mqar
+chart speed.svg --task mqar "${speed[@]}"
+chart language-state.svg --task "$asked" --title "Language models: recall against state bytes"
+chart language-speed.svg --task ar:heldout.txt --y perplexity "${speed[@]}" --title "Language models: perplexity against decode speed"
+chart table.md
+chart table.csv
+chart report.html
 echo "tradeoff.sh: $out/report.html, table.md, table.csv, state.svg, speed.svg, language-state.svg, language-speed.svg"
