@@ -87,7 +87,7 @@ typedef struct {
 } x_axis;
 
 enum { X_STATE_MODEL, X_STATE_ALLOC, X_SPEED, X_TTFT, X_RSS, N_X };
-enum { Y_ACC, Y_PERPLEXITY, Y_RECALLED, N_Y }; /* the last: of pairs seen before */
+enum { Y_ACC, Y_PERPLEXITY, Y_RECALLED, N_Y }; /* the last: of what is to be recalled */
 extern const x_axis x_axes[N_X];
 extern const char *const y_names[N_Y], *const y_titles[N_Y];
 #define X_NAMES "state_bytes_model state_bytes_alloc tg_ts ttft peak_rss"

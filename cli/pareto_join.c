@@ -19,7 +19,8 @@ const x_axis x_axes[N_X] = {
     {"peak_rss", "peak resident memory", "peak memory", UNIT_BYTES, false, true},
 };
 const char *const y_names[N_Y] = {"acc", "perplexity", "ppl_recall"};
-const char *const y_titles[N_Y] = {"accuracy", "perplexity", "perplexity of pairs seen before"};
+const char *const y_titles[N_Y] = {"accuracy", "perplexity",
+                                   "perplexity of what is to be recalled"};
 
 /* ---- settings ----------------------------------------------------------------------------- */
 

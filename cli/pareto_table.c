@@ -219,7 +219,7 @@ size_t table_columns(const json_t *rows, row_column out[MAX_COLUMNS]) {
         {{"segment", false, show_segment}, "segment"},
         {{"accuracy (95 %)", true, show_acc}, "acc"},
         {{"perplexity", true, show_perplexity}, "perplexity"},
-        {{"of pairs seen before", true, show_recalled}, "ppl_recall"},
+        {{"of what is to be recalled", true, show_recalled}, "ppl_recall"},
         {{"n", true, show_n}, "n"},
         {{"state (papers)", true, show_paper_state}, "state_bytes_model"},
         {{"state (held)", true, show_held_state}, "state_bytes_alloc"},

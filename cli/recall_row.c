@@ -35,11 +35,12 @@ static uint64_t hash_items(const recall_item *items, size_t n) {
 }
 
 static void set_result(json_t *row, const recall_item *items, size_t n) {
-    size_t scored = 0, hits = 0, n_others = 0, cut_off = 0;
+    size_t scored = 0, hits = 0, n_nats = 0, n_others = 0, cut_off = 0;
     double label_nats = 0, other_nats = 0, low, high;
     for (size_t k = 0; k < n; k++) {
         scored += items[k].scored;
         hits += items[k].hits;
+        n_nats += items[k].n_nats;
         n_others += items[k].n_others;
         cut_off += items[k].cut_off;
         label_nats += items[k].label_nats;
@@ -55,8 +56,8 @@ static void set_result(json_t *row, const recall_item *items, size_t n) {
     json_set_int(row, "n_cut_off", cut_off);
     bool slices = n && items[0].others.n;
     set_real(row, "ppl",
-             slices ? exp((label_nats + other_nats) / (double)(scored + n_others)) : NAN);
-    set_real(row, "ppl_recall", slices && scored ? exp(label_nats / (double)scored) : NAN);
+             slices ? exp((label_nats + other_nats) / (double)(n_nats + n_others)) : NAN);
+    set_real(row, "ppl_recall", n_nats ? exp(label_nats / (double)n_nats) : NAN);
     set_real(row, "ppl_other", slices && n_others ? exp(other_nats / (double)n_others) : NAN);
 }
 
@@ -207,7 +208,10 @@ static void show_accuracy(const json_t *row, char *out, size_t size) {
                  row_number(row, "acc_high"));
     else
         snprintf(out, size, "-");
-    if (row_number(row, "ppl_recall") > 0)
+    if (row_number(row, "ppl_recall") > 0 && !(row_number(row, "ppl") > 0))
+        snprintf(out + strlen(out), size - strlen(out), ", ppl %.2f",
+                 row_number(row, "ppl_recall"));
+    else if (row_number(row, "ppl") > 0)
         snprintf(out + strlen(out), size - strlen(out), ", ppl %.2f: %.2f, other %.2f",
                  row_number(row, "ppl"), row_number(row, "ppl_recall"),
                  row_number(row, "ppl_other"));

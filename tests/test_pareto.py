@@ -146,7 +146,7 @@ class Frontier(Case):
         rows = [recall(model(n), 5, state=s, task="ar", params="file=a.txt", ppl=q, ppl_recall=p)
                 for n, s, p, q in (("a", 100, 9.0, 20.0), ("b", 200, 8.0, 21.0), ("c", 300, 8.5, 19.0))]
         for y, best, words in (("perplexity", ["true", "false", "true"], "perplexity"),
-                               ("ppl_recall", ["true", "true", "false"], "perplexity of pairs seen before")):
+                               ("ppl_recall", ["true", "true", "false"], "perplexity of what is to be recalled")):
             points = self.points(rows, "--y", y)
             self.assertEqual([points[n]["frontier"] for n in "abc"], best)
             self.assertEqual([points["a"][k] for k in ("perplexity", "ppl_recall")], ["20.0", "9.0"])
@@ -621,7 +621,7 @@ class Report(Case):
             if "task" in r:
                 r.update(task="ar", params="file=t.txt", ppl=9.0 + r["hits"] / 1000, ppl_recall=8.0)
         titles = re.findall(r"<svg[^>]*>\s*<title>(.*?)</title>", self.make(rows, ".html"))
-        self.assertEqual(titles[3:], [f"ar:t.txt: {y} against {x}" for y in ("perplexity", "perplexity of pairs seen before")
+        self.assertEqual(titles[3:], [f"ar:t.txt: {y} against {x}" for y in ("perplexity", "perplexity of what is to be recalled")
                                       for x in ("state bytes", "decode speed at depth 512, batch 1")])
 
     def test_without_bench(self):

@@ -473,8 +473,11 @@ static void test_perfect_recall(void **state) {
     json_t *rows = run_well("--activations exact --view both --len 600 --n 4 --task passkey --task "
                             "phonebook --task phonebook:N=30 --task copy:N=100",
                             copying);
-    for (size_t i = 0; i < 4; i++)
+    for (size_t i = 0; i < 4; i++) {
         assert_true(number(rows, i, "acc") == 1);
+        if (number(rows, i, "ppl_recall") > 1.01)
+            fail_msg("row %zu: %f", i, number(rows, i, "ppl_recall"));
+    }
     assert_true(number(rows, 3, "n") == 4 * 99);
     assert_string_equal(text(rows, 3, "params"), "N=100");
     json_decref(rows);
@@ -498,6 +501,9 @@ static void test_chance(void **state) {
     assert_true(number(rows, 0, "acc_low") < 2.0 / 64); /* values are one of 32 */
     assert_true(number(rows, 1, "acc") < 0.05);
     assert_true(number(rows, 2, "acc") == 0);
+    for (size_t i = 1; i < 3; i++) /* no better than one of all 262 ids */
+        assert_true(number(rows, i, "ppl_recall") > 262);
+    assert_true(json_is_null(json_object_get(json_array_get(rows, 0), "ppl_recall")));
     json_decref(rows);
 }
 
