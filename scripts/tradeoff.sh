@@ -2,7 +2,7 @@
 # The recall-throughput trade-off of the committed models, joined into one table, charts and a report:
 #   mqar-*  MQAR from 64 tokens with 4 pairs to 1,024 with 256
 #   lm-*    copies, pass keys, phone books and the Factbook at three lengths, the last beyond what was
-#           trained; perplexity of text that no model learned
+#           trained; text that no model learned: its perplexity, and its pairs of tokens seen before
 # and of all the state that they keep, and their speed at a depth of 1,024, one sequence and 16.
 #   scripts/tradeoff.sh [FOLDER [QUESTIONS [QUESTIONS]]]    default build/tradeoff, 1000 sequences of MQAR and
 #                                                           200 questions of each task of language, a length
@@ -42,9 +42,10 @@ chart() {
 speed=(--x tg_ts --depth 1024 --batch 16)
 chart state.svg --task mqar
 chart speed.svg --task mqar "${speed[@]}"
-chart language-state.svg --task "$asked" --title "Language models: recall against state bytes"
+chart language-state.svg --task ar:heldout.txt --title "Language models: pairs of tokens seen before, against state bytes"
+chart language-tasks.svg --task "$asked" --title "Language models: questions on the prompt, against state bytes"
 chart language-speed.svg --task ar:heldout.txt --y perplexity "${speed[@]}" --title "Language models: perplexity against decode speed"
 chart table.md
 chart table.csv
 chart report.html
-echo "tradeoff.sh: $out/report.html, table.md, table.csv, state.svg, speed.svg, language-state.svg, language-speed.svg"
+echo "tradeoff.sh: $out/report.html, table.md, table.csv, state.svg, speed.svg, language-{state,tasks,speed}.svg"
