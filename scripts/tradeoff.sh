@@ -21,7 +21,7 @@ measure() {
         models+=(-m "$file")
     done
     ./linnet recall "${models[@]}" "$@" "${flags[@]}" --save "$out/$kind-recall.jsonl" >"$out/$kind-recall.md"
-    ./linnet bench "${models[@]}" -p 0 -n 128 -d 1024 -b 1,16 -r 3 "${flags[@]}" --save "$out/$kind-bench.jsonl" \
+    ./linnet bench "${models[@]}" -p 0 -n 128 -d 1024 -b 1,16 -r 9 "${flags[@]}" --save "$out/$kind-bench.jsonl" \
         >"$out/$kind-bench.md"
 }
 
