@@ -177,13 +177,14 @@ static void byte_ticks(tick_list *t, const scale *s) {
 }
 
 static void decimal_ticks(tick_list *t, const scale *s) {
-    static const double fine[] = {1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9}, coarse[] = {1, 2, 5};
+    static const double fine[] = {1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9}, middle[] = {1, 1.5, 2, 3, 5, 7},
+                        coarse[] = {1, 2, 5};
     double ratio = s->high / s->low;
-    bool few = ratio > 12;
-    int n = few ? 3 : 10;
+    const double *steps = ratio > 12 ? coarse : ratio > 4 ? middle : fine;
+    int n = ratio > 12 ? 3 : ratio > 4 ? 6 : 10;
     for (int e = -9; e < 15; e++)
         for (int i = 0; i < n; i++)
-            if (ratio < 1e4 || i == 0) add_tick(t, s, (few ? coarse[i] : fine[i]) * pow(10, e));
+            if (ratio < 1e4 || i == 0) add_tick(t, s, steps[i] * pow(10, e));
 }
 
 static void linear_ticks(tick_list *t, const scale *s) {

@@ -534,6 +534,13 @@ class Drawing(Case):
         for want in ("4 kB", "256 kB", "512 kB", "1 MB", "2 MB"):
             self.assertIn(want, ticks)
 
+    def test_every_tick_of_speed_has_its_number(self):
+        for low, high in ((2000.0, 14000.0), (30000.0, 60000.0), (100.0, 3000.0), (5.0, 6.0)):
+            root = self.svg([r for n, v in (("a", low), ("b", high)) for r in (recall(model(n), 5), bench(model(n), v))], "--x", "tg_ts")
+            lines = [p for p in root.iter(SVG + "path") if p.get("class") == "grid" and "V" in p.get("d")]
+            ticks = [t.text for t in root.iter(SVG + "text") if t.get("class").startswith("tick") and t.get("text-anchor") == "middle"]
+            self.assertEqual(len(lines), len(ticks), ticks)
+
     def test_title(self):
         rows = [recall(model("a"), 5, preset="jrt", task="jsonl", params="file=swde.jsonl"), bench(model("a"), 9.0, 512, 4)]
         words = words_of(self.svg(rows, "--title", "My <title>"))
