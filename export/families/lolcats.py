@@ -23,6 +23,8 @@ TYPES = {"lolcats_llama": (False, False),
          "lolcats_llama_window_tk_fa2": (True, True),
          "lolcats_llama_window_tk_sdpa": (True, True),
          "lolcats_long_llama_window_tk": (True, True)}
+# Not upstream's: softmax over the window and the sinks alone, what a linear part is compared with.
+WINDOW_ALONE = "window_softmax"
 MAPS = ("softmax_dim", "exp_dim", "pos_elu", "relu")
 KERNELS = ("untied_head_einsum", "untied_head_adapter")
 
@@ -223,6 +225,41 @@ def flat(*shape):
         else partial(np.reshape, shape=shape)
 
 
+def softmax_layers(attention, n, path):
+    layers = attention.values.get("softmax_attentions")
+    layers = [] if layers is None else layers
+    if not isinstance(layers, list) or any(type(i) is not int or not 0 <= i < n for i in layers):
+        raise ExportError(f"{path}: softmax_attentions is {layers!r:.60}, expected a list of layers "
+                          f"from 0 to {n - 1}")
+    return layers
+
+
+def window_alone(args, values, config_path, tensors, options, path, attention):
+    """The base with windows and sinks, and LoRA if a file is given."""
+    for key in attention.values:
+        if key not in ("attention_type", "window_size", "n_sink", "softmax_attentions"):
+            raise ExportError(f"{path}: attention.{key} has no meaning for {WINDOW_ALONE}")
+    notes = []
+    config = base_config(values, config_path, options, path, notes)
+    plan = base_plan(config, tensors)
+    n = config.int("num_hidden_layers")
+    softmax = softmax_layers(attention, n, path)
+    extra = read_maps([*args.lolcats, *([args.lora] if args.lora else [])], tensors)
+    maps = Maps(extra, args.lolcats[0] if args.lolcats else args.lora, args.source)
+    add_lora(args, options, path, plan, tensors, maps, notes)
+    unknown = [name for name in extra if name not in maps.used]
+    if unknown:
+        raise ExportError(f"{extra[unknown[0]].file}: {names(unknown, 3)}: {WINDOW_ALONE} takes LoRA "
+                          "matrices alone")
+    tensors.update(extra)
+    window = attention.int("window_size", default=64, high=1 << 28)
+    write_windows(plan, [0 if i in softmax else window for i in range(n)])
+    plan.u32("format_version", 1)
+    plan.u32("attention.n_sink", attention.int("n_sink", default=0, low=0, high=1025))
+    plan.notes += notes
+    return plan
+
+
 def linearize(args, values, config_path, tensors):
     """-> Plan; `tensors` receives the maps and LoRA matrices under their short names."""
     source = args.source
@@ -252,9 +289,11 @@ def linearize(args, values, config_path, tensors):
                          f"{path}: feature_map_kwargs")
     notes = []
     kind = attention.str("attention_type")
-    if kind not in TYPES:
+    if kind not in (*TYPES, WINDOW_ALONE):
         raise ExportError(f"{path}: attention_type {kind!r} is not supported, expected one of "
-                          f"{', '.join(TYPES)}")
+                          f"{', '.join((*TYPES, WINDOW_ALONE))}")
+    if kind == WINDOW_ALONE:
+        return window_alone(args, values, config_path, tensors, options, path, attention)
     windowed, terrace = TYPES[kind]
     if kind.startswith("lolcats_long"):
         notes.append(f"{kind}: a long prompt is computed as one, not in chunks of state_chunk_len "
@@ -295,12 +334,9 @@ def linearize(args, values, config_path, tensors):
     if skip and F != D:
         raise ExportError(f"{path}: feature_dim is {F}, but a skip connection or an adapter adds to "
                           f"the head's {D} dimensions, which it must equal")
-    softmax = attention.values.get("softmax_attentions")
-    softmax = [] if softmax is None else softmax
-    if not isinstance(softmax, list) or any(type(i) is not int or not 0 <= i < L for i in softmax):
-        raise ExportError(f"{path}: softmax_attentions is {softmax!r:.60}, expected a list of layers "
-                          f"from 0 to {L - 1}")
-
+    softmax = softmax_layers(attention, L, path)
+    if not args.lolcats:
+        raise ExportError(f"{path}: attention_type {kind} needs feature maps: --lolcats MAPS.pt")
     extra = read_maps([*args.lolcats, *([args.lora] if args.lora else [])], tensors)
     maps = Maps(extra, args.lolcats[0], source)
     dtype = options["model"].get("torch_dtype")

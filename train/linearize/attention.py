@@ -63,7 +63,7 @@ def window_sums(q, k, v, window, sinks):
     hidden = window_mask(n, window, sinks, q.device)[:, None]
     s = (q @ blocks(k).transpose(1, 2)).view(B * kv, n, group, window, -1)
     s = s.masked_fill(hidden, -math.inf)
-    e = (s - s.detach().amax(-1, keepdim=True)).exp()
+    e = (s - s.amax(-1, keepdim=True)).exp()  # c counts: it does not scale the linear part
     num = e.view(B * kv * n, group * window, -1) @ blocks(v)
 
     def back(x):

@@ -49,9 +49,10 @@ def load(path):
         if missing:
             raise TrainError(f"{path}: {stage} has no {missing[0]}")
     student = values["student"]
-    if student["linear"] == (("transfer" in values) == ("transfer_from" in values)):
-        raise TrainError(f"{path}: expected either transfer or transfer_from" if student["linear"] else
-                         f"{path}: without a linear part there is nothing to transfer")
+    if student["linear"] and ("transfer" in values) == ("transfer_from" in values):
+        raise TrainError(f"{path}: expected either transfer or transfer_from")
+    if not student["linear"] and "transfer" in values:
+        raise TrainError(f"{path}: without a linear part there is nothing to transfer")
     if values.get("distill", {}).get("loss", "kl") not in ("kl", "ce"):
         raise TrainError(f"{path}: distill: loss is {values['distill']['loss']!r:.20}, expected kl or ce")
     chosen = student["softmax_layers"]
