@@ -236,8 +236,8 @@ def softmax_layers(attention, n, path):
 
 def window_alone(args, values, config_path, tensors, options, path, attention):
     """The base with windows and sinks, and LoRA if a file is given."""
-    for key in attention.values:
-        if key not in ("attention_type", "window_size", "n_sink", "softmax_attentions"):
+    for key, value in attention.values.items():
+        if value not in ({}, None) and key not in ("attention_type", "window_size", "n_sink", "softmax_attentions"):
             raise ExportError(f"{path}: attention.{key} has no meaning for {WINDOW_ALONE}")
     notes = []
     config = base_config(values, config_path, options, path, notes)

@@ -20,7 +20,8 @@ CLOSE, ANSWER = "<|im_end|>\n", "<|im_start|>assistant\n"
 
 def linnet(program, *args, text=None):
     try:
-        done = subprocess.run([program, *args], input=text, capture_output=True, text=True)
+        # Sampled text may end inside a character.
+        done = subprocess.run([program, *args], input=text, capture_output=True, encoding="utf-8", errors="replace")
     except OSError as e:
         raise TrainError(f"{program}: {e.strerror}")
     if done.returncode:

@@ -38,6 +38,8 @@ class Llama:
     def __init__(self, folder, products="float32", device="cpu"):
         try:
             values, tensors = open_checkpoint(folder)
+        except ExportError as e:
+            raise TrainError(str(e))
         except ImportError as e:
             raise TrainError(f"{folder}: reading it needs the Python package {e.name}")
         self.folder, self.device = folder, torch.device(device)
