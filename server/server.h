@@ -28,7 +28,7 @@ typedef struct {
     const char *template;   /* or NULL */
     size_t slots, max_queue, max_connections, max_body;
     double request_seconds, header_seconds, drain_seconds;
-    uint64_t cache_bytes;
+    uint64_t cache_bytes; /* 0: no prefix cache */
     const char *cache_dir, *redis, *api_key_file;
     double redis_ttl_seconds; /* and redis_max_bytes: 0 = as conversations.h says */
     uint64_t redis_max_bytes;
