@@ -463,6 +463,7 @@ class Stopping(unittest.TestCase):
             out = subprocess.run([LINNET, "serve", CHAT, "--port", str(s.port)], capture_output=True, text=True, timeout=30)
             self.assertEqual(out.returncode, 1)
             self.assertIn("cannot listen", out.stderr)
+            self.assertIn("Address already in use", out.stderr)
 
 
 class Soak(unittest.TestCase):
