@@ -11,8 +11,10 @@
  *   answer.c         jobs to choices, at once or as a stream
  *   tokens.c models.c states.c health.c    the small endpoints, /metrics in Prometheus' text form
  *   page.c page/     the web page at /
- *   scheduler.c      slots and continuous batching          json_mask.c   JSON mode
- *   conversations.c  sampled ids and states by message      store*.c      folder, Redis
+ *   scheduler.c      continuous batching: queue.c what waits, slot.c what runs, shown.c its text,
+ *                    logprobs.c, json_mask.c (JSON mode); job.c between it and readers
+ *   conversations*.c sampled ids by message, states by name: shelf.c in memory, journal.c ids in
+ *                    a file, store_*.c states in a folder or Redis
  */
 #ifndef SERVER_SERVER_H
 #define SERVER_SERVER_H
