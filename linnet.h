@@ -57,7 +57,7 @@ typedef enum { LINNET_ACT_AUTO, LINNET_ACT_EXACT, LINNET_ACT_Q8 } linnet_activat
 typedef enum { LINNET_KV_F16 = 0, LINNET_KV_F32, LINNET_KV_Q8_0 } linnet_kv_type;
 typedef struct {
     int threads;                 /* team size; 0 = physical cores */
-    const char *isa;             /* "auto" (or NULL), "generic", "avx2", "avx512" */
+    const char *isa;             /* "auto" (or NULL), "generic", "avx2", "avx512", "neon" */
     const char *backend;         /* "auto" (or NULL: CUDA if it can), "cpu", "cuda", "cuda:N" */
     bool no_mmap, metadata_only; /* read the file, do not map it; no weights: no sessions */
     linnet_activations activations;

@@ -7,7 +7,7 @@
  *   weights/            the model file: GGUF reading and writing, dtypes, quantization
  *   model.h, config.c, model.c   what a model is: its config, weights, mixers
  *   tokenizer/          text <-> ids: SentencePiece, byte-level BPE, chat templates
- *   session/            tokens, state, sampling, generation
+ *   session/            tokens, state, the prefix cache, sampling, generation
  *   attention/          one file per mixer
  *   kernels_cpu/        the forward pass and its hot loops, by instruction set
  *   server/             `linnet serve`; server.h starts with a map

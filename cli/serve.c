@@ -59,6 +59,8 @@ static int prepare(serve_options *o) {
     int code = parse_bytes("--cache-bytes", o->cache_bytes, &s->cache_bytes);
     if (!code) code = parse_bytes("--max-body", o->max_body, &body);
     if (!code) code = parse_bytes("--redis-bytes", o->redis_bytes, &s->redis_max_bytes);
+    if (!code && s->redis_max_bytes < 1024)
+        code = misused("serve", "--redis-bytes expects at least 1K, found '%s'", o->redis_bytes);
     s->redis_ttl_seconds = o->redis_ttl;
     if (!code && (body < 1024 || body > INT32_MAX))
         code = misused("serve", "--max-body expects from 1K to 2047M, found '%s'", o->max_body);
@@ -121,7 +123,7 @@ int command_serve(int argc, char **argv) {
     flag_size(&f, "--max-queue", "N", &s->max_queue, 0,
               "requests that wait; more are refused with 503; default 256");
     flag_text(&f, "--cache-bytes", "BYTES", &o.cache_bytes,
-              "memory for the state of earlier prompts; default 1G");
+              "memory for the state of earlier prompts; default 1G; 0: none");
     flag_text(&f, "--cache-dir", "FOLDER", &s->cache_dir,
               "also keep them, and conversations, in files that survive a restart");
     flag_text(

@@ -62,6 +62,11 @@ static linnet_status read_keys(access_rules *a, linnet_error *err) {
                             "an API key is longer than 512 characters");
             break;
         }
+        if (strstr(line, " #") || strstr(line, "\t#")) { /* "KEY # whose" would be the key */
+            status = refuse(err, LINNET_ERR_FORMAT, "%s: %s", path,
+                            "a # stands behind an API key; a comment needs a line of its own");
+            break;
+        }
         void *grown = realloc(a->keys, (a->n_keys + 1) * sizeof *a->keys);
         if (!grown) {
             status = refuse(err, LINNET_ERR_MEMORY, "%s: %s", path, "no memory for its keys");

@@ -32,54 +32,19 @@ static void free_prompts(prompt_list *p) {
 /* ---- prompts ------------------------------------------------------------------------------ */
 
 static bool text_prompt(server *s, request *r, const json_t *value, prompt *out) {
-    const linnet_model_info *info = linnet_model_get_info(s->model);
-    unsigned flags = info->add_bos ? LINNET_ADD_BOS : 0;
-    const char *text = json_string_value(value);
-    size_t bytes = json_string_length(value);
-    linnet_error err;
-    if (!(out->text = strdup(text))) {
+    unsigned flags = linnet_model_get_info(s->model)->add_bos ? LINNET_ADD_BOS : 0;
+    if (!(out->text = strdup(json_string_value(value)))) {
         respond_busy(r, NULL, "no memory for the prompt");
         return false;
     }
-    for (size_t cap = bytes + 16;; cap = out->n) {
-        free(out->ids);
-        out->ids = malloc(cap * sizeof *out->ids);
-        if (!out->ids) {
-            respond_busy(r, NULL, "no memory for the prompt's ids");
-            return false;
-        }
-        if (linnet_tokenize(s->model, text, bytes, flags, out->ids, cap, &out->n, &err)) {
-            respond_failed(r, &err);
-            return false;
-        }
-        if (out->n <= cap) return true;
-    }
+    return text_tokens(s, r, value, flags, &out->ids, &out->n);
 }
 
 static bool ids_prompt(server *s, request *r, const json_t *value, prompt *out) {
-    linnet_error err;
-    size_t n = 0;
+    size_t bytes;
     if (!token_ids(s, r, "prompt", value, &out->ids, &out->n)) return false;
     if (!linnet_model_get_info(s->model)->n_vocab) return (out->text = strdup("")) != NULL;
-    for (size_t cap = 8 * out->n + 64;; cap = n) {
-        char *text = malloc(cap + 1);
-        if (!text) {
-            respond_busy(r, NULL, "no memory for the prompt's text");
-            return false;
-        }
-        if (linnet_detokenize(s->model, out->ids, out->n, LINNET_PARSE_SPECIAL, text, cap, &n,
-                              &err)) {
-            free(text);
-            respond_failed(r, &err);
-            return false;
-        }
-        if (n <= cap) {
-            text[n] = '\0';
-            out->text = text;
-            return true;
-        }
-        free(text);
-    }
+    return (out->text = tokens_text(s, r, out->ids, out->n, &bytes)) != NULL;
 }
 
 static bool read_prompts(server *s, request *r, const json_t *body, prompt_list *out) {

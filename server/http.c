@@ -271,7 +271,8 @@ static int begin_request(struct mg_connection *mg) {
 /* Only what goes wrong while it starts is told; later it is clients that break off. */
 static int take_complaint(const struct mg_connection *mg, const char *message) {
     http *h = mg && mg_get_context(mg) ? http_of(mg) : NULL;
-    if (h && pthread_equal(pthread_self(), h->starter) && !h->context)
+    /* The first says why, those that follow what it led to. */
+    if (h && pthread_equal(pthread_self(), h->starter) && !h->context && !*h->complaint)
         snprintf(h->complaint, sizeof h->complaint, "%s", message);
     return 1;
 }

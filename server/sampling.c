@@ -156,7 +156,7 @@ static bool read_format(request *r, const json_t *body, generation_fields *f) {
     if (type && !strcmp(type, "json_object")) return f->json = true;
     if (type && !strcmp(type, "json_schema"))
         return bad_field(r, "response_format",
-                         "json_schema is not supported, json_object is: any JSON value");
+                         "json_schema is not supported, json_object is: any JSON object");
     return bad_field(r, "response_format", "expected {\"type\": \"text\"} or \"json_object\"");
 }
 

@@ -41,5 +41,11 @@ bool field_model(server *s, request *r, const json_t *body);
 /* An array of token ids of the vocabulary; *out malloc'ed. */
 bool token_ids(server *s, request *r, const char *name, const json_t *list, int32_t **out,
                size_t *n);
+/* A JSON text as ids, with flags of linnet_tokenize; *ids is the caller's, also after an error. */
+bool text_tokens(server *s, request *r, const json_t *text, unsigned flags, int32_t **ids,
+                 size_t *n);
+/* And back, special tokens as they are spelled; NUL-terminated, malloc'ed; NULL: an error was
+ * answered. */
+char *tokens_text(server *s, request *r, const int32_t *ids, size_t n, size_t *bytes);
 
 #endif

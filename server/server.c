@@ -32,7 +32,8 @@ static linnet_status start(server *s, linnet_error *err) {
     s->ctx = linnet_session_ctx(session);
     linnet_session_free(session);
     linnet_cache_options cache = {.bytes = o->cache_bytes, .dir = o->cache_dir};
-    if ((status = linnet_cache_new(&s->cache, s->model, &cache, err))) return status;
+    if (o->cache_bytes && (status = linnet_cache_new(&s->cache, s->model, &cache, err)))
+        return status;
     scheduler_options scheduling = {.model = s->model,
                                     .cache = s->cache,
                                     .session = o->session,

@@ -11,8 +11,10 @@
  *   answer.c         jobs to choices, at once or as a stream
  *   tokens.c models.c states.c health.c    the small endpoints, /metrics in Prometheus' text form
  *   page.c page/     the web page at /
- *   scheduler.c      slots and continuous batching          json_mask.c   JSON mode
- *   conversations.c  sampled ids and states by message      store*.c      folder, Redis
+ *   scheduler.c      continuous batching: queue.c what waits, slot.c what runs, shown.c its text,
+ *                    logprobs.c, json_mask.c (JSON mode); job.c between it and readers
+ *   conversations*.c sampled ids by message, states by name: shelf.c in memory, journal.c ids in
+ *                    a file, store_*.c states in a folder or Redis
  */
 #ifndef SERVER_SERVER_H
 #define SERVER_SERVER_H
@@ -28,7 +30,7 @@ typedef struct {
     const char *template;   /* or NULL */
     size_t slots, max_queue, max_connections, max_body;
     double request_seconds, header_seconds, drain_seconds;
-    uint64_t cache_bytes;
+    uint64_t cache_bytes; /* 0: no prefix cache */
     const char *cache_dir, *redis, *api_key_file;
     double redis_ttl_seconds; /* and redis_max_bytes: 0 = as conversations.h says */
     uint64_t redis_max_bytes;

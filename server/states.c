@@ -39,7 +39,7 @@ void handle_states(server *s, request *r) {
     while (i < 3 && strcmp(request_rest(r), actions[i].path))
         i++;
     if (i == 3) {
-        respond_error(r, 404, "invalid_request_error", NULL, NULL,
+        respond_error(r, 404, "invalid_request_error", NULL, "not_found",
                       "there is no %s; there are /v1/states/save, /v1/states/restore and "
                       "/v1/states/fork",
                       request_path(r));

@@ -10,9 +10,10 @@
 
 /* ---- tokenize ----------------------------------------------------------------------------- */
 
-static bool text_tokens(server *s, request *r, const json_t *text, unsigned flags, int32_t **ids,
-                        size_t *n) {
+bool text_tokens(server *s, request *r, const json_t *text, unsigned flags, int32_t **ids,
+                 size_t *n) {
     linnet_error err;
+    *ids = NULL;
     for (size_t cap = json_string_length(text) + 16;; cap = *n) {
         free(*ids);
         *ids = malloc(cap * sizeof **ids);
@@ -82,32 +83,38 @@ void handle_tokenize(server *s, request *r) {
 
 /* ---- detokenize --------------------------------------------------------------------------- */
 
+char *tokens_text(server *s, request *r, const int32_t *ids, size_t n, size_t *bytes) {
+    linnet_error err;
+    for (size_t cap = 8 * n + 64;; cap = *bytes) {
+        char *text = malloc(cap + 1);
+        if (!text) {
+            respond_busy(r, NULL, "no memory for the text");
+            return NULL;
+        }
+        if (linnet_detokenize(s->model, ids, n, LINNET_PARSE_SPECIAL, text, cap, bytes, &err)) {
+            free(text);
+            respond_failed(r, &err);
+            return NULL;
+        }
+        if (*bytes <= cap) {
+            text[*bytes] = '\0';
+            return text;
+        }
+        free(text);
+    }
+}
+
 void handle_detokenize(server *s, request *r) {
     json_t *body = request_json(r);
     int32_t *ids = NULL;
     char *text = NULL;
     size_t n = 0, bytes = 0;
-    linnet_error err;
     if (!body) return;
     json_t *list = field(body, "tokens");
     bool ok = field_model(s, r, body);
     if (ok && !json_is_array(list)) ok = bad_field(r, "tokens", "expected an array of token ids");
-    ok = ok && token_ids(s, r, "tokens", list, &ids, &n);
-    for (size_t cap = 8 * n + 64; ok; cap = bytes) {
-        free(text);
-        text = malloc(cap);
-        if (!text) {
-            respond_busy(r, NULL, "no memory for the text");
-            ok = false;
-        } else if (linnet_detokenize(s->model, ids, n, LINNET_PARSE_SPECIAL, text, cap, &bytes,
-                                     &err)) {
-            respond_failed(r, &err);
-            ok = false;
-        } else if (bytes <= cap) {
-            break;
-        }
-    }
-    if (ok) {
+    if (ok && token_ids(s, r, "tokens", list, &ids, &n)) text = tokens_text(s, r, ids, n, &bytes);
+    if (text) {
         json_t *value = text_json(text, bytes);
         respond_json(r, 200, json_pack("{s:O,s:o}", "prompt", value, "content", value));
     }

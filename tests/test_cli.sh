@@ -133,6 +133,7 @@ misuses "a port that is none" "--port expects a whole number from 0 to 65535" se
 misuses "no slots" "--slots expects" serve "$chat" --slots 0
 misuses "bytes that are none" "--cache-bytes expects bytes" serve "$chat" --cache-bytes 1Q
 misuses "bytes below nothing" "--cache-bytes expects bytes" serve "$chat" --cache-bytes -1G
+misuses "no states" "--redis-bytes expects at least 1K" serve "$chat" --redis-bytes 0
 misuses "a tiny body" "--max-body expects from 1K" serve "$chat" --max-body 5
 misuses "serve with an unknown template" "--template expects one of" serve "$chat" --template jazz --quiet
 try serve "$chat" --host no.such.host.invalid --quiet

@@ -160,6 +160,16 @@ class Chat(With):
         self.assertEqual(progress[-1]["processed"], progress[-1]["total"])
 
 
+class NoCache(With):
+    flags = ("--cache-bytes", "0")
+
+    def test_nothing_is_kept(self):
+        a, b = (chat(self.server, "hi", max_tokens=5, seed=1) for _ in range(2))
+        self.assertEqual(text_of(a), text_of(b))
+        self.assertEqual(b["usage"]["prompt_tokens_details"]["cached_tokens"], 0)
+        self.assertIn("there is no cache", b["linnet"]["reuse"])
+
+
 class Completions(With):
     def logits(self, model, ids):
         out = os.path.join(folder.name, "l.npy")
@@ -453,6 +463,7 @@ class Stopping(unittest.TestCase):
             out = subprocess.run([LINNET, "serve", CHAT, "--port", str(s.port)], capture_output=True, text=True, timeout=30)
             self.assertEqual(out.returncode, 1)
             self.assertIn("cannot listen", out.stderr)
+            self.assertIn("Address already in use", out.stderr)
 
 
 class Soak(unittest.TestCase):

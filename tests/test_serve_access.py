@@ -64,7 +64,8 @@ class Keys(unittest.TestCase):
             self.assertNotIn(secret, self.server.log())
 
     def test_files(self):
-        for text, wanted in (("", "found none"), ("# only\n\n", "found none"), ("k" * 600 + "\n", "longer"), (None, "No such file")):
+        for text, wanted in (("", "found none"), ("# only\n\n", "found none"), ("k" * 600 + "\n", "longer"),
+                             ("key # mine\n", "a line of its own"), (None, "No such file")):
             with tempfile.TemporaryDirectory() as folder:
                 path = os.path.join(folder, "keys")
                 if text is not None:

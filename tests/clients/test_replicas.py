@@ -119,6 +119,7 @@ class Cluster(unittest.TestCase):
         with open(os.path.join(ROOT, "deploy", "nginx.conf")) as f:
             site = f.read()
         for old, new in [("listen 80;", f"listen 127.0.0.1:{self.port};"),
+                         ("server_name chat.example.org;", "server_name 127.0.0.1;"),
                          ("127.0.0.1:8081", f"127.0.0.1:{self.replicas[0].port}"),
                          ("127.0.0.1:8082", f"127.0.0.1:{self.replicas[1].port}")]:
             self.assertEqual(site.count(old), 1)
@@ -128,8 +129,10 @@ class Cluster(unittest.TestCase):
         paths = "".join(f"{kind}_temp_path {self.work.name}/{kind}; "
                         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         with open(os.path.join(self.work.name, "nginx.conf"), "w") as f:
+            # Beside it a site as Debian's nginx comes with one.
             f.write(f"daemon off; worker_processes 2; pid {self.work.name}/pid; error_log {self.work.name}/error;"
-                    f"events {{}} http {{ access_log off; {paths} include {self.work.name}/site.conf; }}")
+                    f"events {{}} http {{ access_log off; {paths} include {self.work.name}/site.conf; server {{"
+                    f"listen 127.0.0.1:{self.port} default_server; server_name _; return 404; }} }}")
         p = subprocess.Popen([shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin"), "-c",
                               f"{self.work.name}/nginx.conf", "-e", f"{self.work.name}/error"],
                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
