@@ -104,10 +104,9 @@ class Browser:
         self.driver.switch_to.active_element.send_keys(*keys)
 
     def button(self, label, within="body"):
-        """Presses the last button of this label."""
-        found = [b for b in self.all(f"{within} button") if b.text == label]
-        assert found, f"no button '{label}' in {within}"
-        found[-1].click()
+        """Presses the last button of this label, once it can be seen: drawers fade in."""
+        self.wait(lambda: [b for b in self.all(f"{within} button") if b.text == label],
+                  f"button '{label}' in {within}")[-1].click()
 
     def answers(self):
         return self.text("#messages .answer .text")
