@@ -308,12 +308,16 @@ static const event *first_failure(const answer *a) {
 static void respond_failure(answer *a, const event *e) {
     static const char late[] = "the request's time was over before its answer began (--timeout)";
     static const char stopping[] = "the server is stopping";
-    const char *text = e->end == JOB_FAILED      ? e->error.text
-                       : e->end == JOB_CANCELLED ? stopping
-                                                 : late;
-    const char *code = e->end == JOB_FAILED      ? NULL
-                       : e->end == JOB_CANCELLED ? "stopping"
-                                                 : "timeout";
+    static const char slow[] = "the answer was read too slowly";
+    bool stops = scheduler_draining(a->server->scheduler);
+    const char *text = e->end == JOB_FAILED     ? e->error.text
+                       : e->end == JOB_DEADLINE ? late
+                       : stops                  ? stopping
+                                                : slow;
+    const char *code = e->end == JOB_FAILED     ? NULL
+                       : e->end == JOB_DEADLINE ? "timeout"
+                       : stops                  ? "stopping"
+                                                : "too_slow";
     if (a->fields->stream)
         stream_error(a->request, "server_error", code, text);
     else if (e->end == JOB_FAILED)
