@@ -225,8 +225,14 @@ static void take_event(answer *a, size_t i, event *e) {
             if (stream) stream_token(a, i, e->text);
         }
         c->end = e;
-        if (stream && !is_failure(e))
-            send_chunk(a, a->format->part(a, i, NULL, NULL, finish_reason(e)));
+        if (stream && !is_failure(e)) {
+            json_t *logprobs = NULL;
+            if (c->shown_prompt && !e->n_sampled) { /* the prompt's: no token took them along */
+                logprobs = c->logprobs;
+                c->logprobs = NULL;
+            }
+            send_chunk(a, a->format->part(a, i, NULL, logprobs, finish_reason(e)));
+        }
         return;
     }
     event_free(e);
