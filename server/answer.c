@@ -390,8 +390,18 @@ static void run(answer *a) {
         respond_whole(a);
 }
 
+/* More than run and wait at most would never be taken, however often they are sent. */
+static bool fits(const answer *a) {
+    const server_options *o = &a->server->options;
+    size_t most = o->slots + o->max_queue;
+    if (a->n <= most) return true;
+    respond_error(a->request, 400, "invalid_request_error", NULL, "too_many_answers",
+                  "%zu answers are asked for, and this server takes %zu at once", a->n, most);
+    return false;
+}
+
 void answer_run(answer *a) {
-    run(a);
+    if (fits(a)) run(a);
     answer_drop(a);
 }
 

@@ -224,14 +224,6 @@ static bool read_limits(request *r, const json_t *body, generation_fields *f, bo
     return true;
 }
 
-/* More than wait and run at most would never be taken, however often they are sent. */
-static bool fit_queue(server *s, request *r, const prompt_list *prompts,
-                      const generation_fields *f) {
-    size_t most = s->options.slots + s->options.max_queue;
-    if (prompts->n * f->n <= most) return true;
-    return bad_field(r, "prompt", "expected at most %zu answers, that is prompts times n", most);
-}
-
 static bool make_choices(answer *a, const prompt_list *prompts) {
     size_t each = a->fields->n;
     a->choices = calloc(prompts->n * each, sizeof *a->choices);
@@ -266,7 +258,7 @@ void handle_completions(server *s, request *r) {
     answer a = {.server = s, .request = r, .format = &format, .fields = &f};
     if (!body) return;
     if (sampling_read(s, r, body, &f) && read_limits(r, body, &f, &prompts.echo) &&
-        read_prompts(s, r, body, &prompts) && fit_queue(s, r, &prompts, &f)) {
+        read_prompts(s, r, body, &prompts)) {
         if (make_choices(&a, &prompts)) {
             answer_run(&a);
         } else {

@@ -403,6 +403,11 @@ class Leaving(With):
         self.assertLess(wait_until(lambda: self.busy() == 0), 1)
         self.assertEqual(len(text_of(chat(self.server, "again", max_tokens=5))) > 0, True)
 
+    def test_more_than_all_room(self):
+        status, _, answer = ask(self.server, "POST", "/v1/chat/completions", {"messages": user("go"), "max_tokens": 1, "n": 4})
+        self.assertEqual((status, answer["error"]["code"]), (400, "too_many_answers"))
+        chat(self.server, "go", max_tokens=1, n=3)
+
     def test_who_does_not_read(self):
         """Answers to somebody who does not read keep nobody else waiting."""
         s = self.long()
