@@ -427,6 +427,33 @@ static void states_folder(const char *dir, char *out, size_t size) {
     closedir(d);
 }
 
+/* A state that the cache has no room for is found under its name, not computed again. */
+static void larger_than_the_cache(void **state) {
+    (void)state;
+    linnet_error err;
+    char a[256];
+    side s = {.session = {.ctx = 2048}};
+    linnet_cache_options small = {.bytes = 4096};
+    if (linnet_cache_new(&s.cache, model, &small, &err)) fail_msg("%s", err.text);
+    conversations_options o = {.model = model,
+                               .cache = s.cache,
+                               .cache_bytes = small.bytes,
+                               .session = s.session,
+                               .bytes = 1 << 20};
+    if (conversations_new(&s.c, &o, &err)) fail_msg("%s", err.text);
+    linnet_message talk[4] = {{"user", "Hi"}};
+    timeline t = turn(&s, talk, 1, "large", one_by_one, 4, a);
+    talk[2] = (linnet_message){"user", "So?"};
+    conversation_prompt p = prompt_of(&s, talk, 3, "large");
+    assert_non_null(p.start);
+    size_t held;
+    linnet_session_tokens(p.start, &held);
+    assert_int_equal(held, t.n);
+    assert_string_equal(p.source, "memory");
+    free_prompt(&p);
+    free_side(&s);
+}
+
 static void states_by_name(void **state) {
     (void)state;
     char dir[96], folder[160], path[256], link[256], a[2][256];
@@ -1122,6 +1149,7 @@ int main(void) {
         cmocka_unit_test(what_cannot_be_kept),
         cmocka_unit_test(memory_has_a_budget),
         cmocka_unit_test(names),
+        cmocka_unit_test(larger_than_the_cache),
         cmocka_unit_test(states_by_name),
         cmocka_unit_test(journals),
         cmocka_unit_test(any_replica_goes_on),
