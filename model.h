@@ -233,9 +233,9 @@ struct linnet_session {
     kv_cache kv; /* keys and values of the layers that keep them */
     int32_t *tokens;
     size_t n_tokens, tokens_cap;
-    size_t
-        n_ruled; /* of them, from the first on: known to be fed under `mode`. All, but for sampled
-                  * tokens where windows are not to slide; LINNET_TERRACE_HF: the prompt */
+    size_t n_ruled; /* of them, from the first on: known to be fed under `mode`. All, but for
+                     * sampled tokens where windows are not to slide; LINNET_TERRACE_HF: the prompt;
+                     * none of a state from other activations */
     uint8_t *state; /* fixed-size state of all layers, [model->state_bytes]; NULL if that is 0 */
     bool lost;      /* a step failed after changing the state: only a reset helps */
     float *logits;  /* [n_rows] after the last token, valid if has_logits; else perhaps NULL */

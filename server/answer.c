@@ -225,8 +225,14 @@ static void take_event(answer *a, size_t i, event *e) {
             if (stream) stream_token(a, i, e->text);
         }
         c->end = e;
-        if (stream && !is_failure(e))
-            send_chunk(a, a->format->part(a, i, NULL, NULL, finish_reason(e)));
+        if (stream && !is_failure(e)) {
+            json_t *logprobs = NULL;
+            if (c->shown_prompt && !e->n_sampled) { /* the prompt's: no token took them along */
+                logprobs = c->logprobs;
+                c->logprobs = NULL;
+            }
+            send_chunk(a, a->format->part(a, i, NULL, logprobs, finish_reason(e)));
+        }
         return;
     }
     event_free(e);
@@ -308,12 +314,16 @@ static const event *first_failure(const answer *a) {
 static void respond_failure(answer *a, const event *e) {
     static const char late[] = "the request's time was over before its answer began (--timeout)";
     static const char stopping[] = "the server is stopping";
-    const char *text = e->end == JOB_FAILED      ? e->error.text
-                       : e->end == JOB_CANCELLED ? stopping
-                                                 : late;
-    const char *code = e->end == JOB_FAILED      ? NULL
-                       : e->end == JOB_CANCELLED ? "stopping"
-                                                 : "timeout";
+    static const char slow[] = "the answer was read too slowly";
+    bool stops = scheduler_draining(a->server->scheduler);
+    const char *text = e->end == JOB_FAILED     ? e->error.text
+                       : e->end == JOB_DEADLINE ? late
+                       : stops                  ? stopping
+                                                : slow;
+    const char *code = e->end == JOB_FAILED     ? NULL
+                       : e->end == JOB_DEADLINE ? "timeout"
+                       : stops                  ? "stopping"
+                                                : "too_slow";
     if (a->fields->stream)
         stream_error(a->request, "server_error", code, text);
     else if (e->end == JOB_FAILED)
@@ -380,8 +390,18 @@ static void run(answer *a) {
         respond_whole(a);
 }
 
+/* More than run and wait at most would never be taken, however often they are sent. */
+static bool fits(const answer *a) {
+    const server_options *o = &a->server->options;
+    size_t most = o->slots + o->max_queue;
+    if (a->n <= most) return true;
+    respond_error(a->request, 400, "invalid_request_error", NULL, "too_many_answers",
+                  "%zu answers are asked for, and this server takes %zu at once", a->n, most);
+    return false;
+}
+
 void answer_run(answer *a) {
-    run(a);
+    if (fits(a)) run(a);
     answer_drop(a);
 }
 

@@ -111,9 +111,10 @@ static char *read_body(request *r, size_t *n) {
     return NULL;
 }
 
-/* jansson's parser calls itself for what is nested. */
-static size_t depth(const char *bytes, size_t n) {
-    size_t now = 0, most = 0;
+/* What the parser is not to be given: it calls itself for what is nested, and an object of two
+ * bytes takes hundreds in memory. Answers. */
+static bool is_harmless(request *r, const char *bytes, size_t n) {
+    size_t depth = 0, most = 0, count = 0;
     bool text = false;
     for (size_t i = 0; i < n; i++) {
         char c = bytes[i];
@@ -125,12 +126,19 @@ static size_t depth(const char *bytes, size_t n) {
         } else if (c == '"') {
             text = true;
         } else if (c == '[' || c == '{') {
-            if (++now > most) most = now;
-        } else if ((c == ']' || c == '}') && now) {
-            now--;
+            count++;
+            if (++depth > most) most = depth;
+        } else if ((c == ']' || c == '}') && depth) {
+            depth--;
         }
     }
-    return most;
+    if (most > MAX_DEPTH)
+        respond_error(r, 400, "invalid_request_error", NULL, NULL,
+                      "the JSON is nested more than %d deep", MAX_DEPTH);
+    else if (count > MAX_CONTAINERS)
+        respond_error(r, 400, "invalid_request_error", NULL, NULL,
+                      "the JSON has more than %d objects and arrays", MAX_CONTAINERS);
+    return most <= MAX_DEPTH && count <= MAX_CONTAINERS;
 }
 
 json_t *request_json(request *r) {
@@ -142,9 +150,8 @@ json_t *request_json(request *r) {
     if (!n) {
         respond_error(r, 400, "invalid_request_error", NULL, NULL,
                       "there is no body: expected a JSON object");
-    } else if (depth(bytes, n) > MAX_DEPTH) {
-        respond_error(r, 400, "invalid_request_error", NULL, NULL,
-                      "the JSON is nested more than %d deep", MAX_DEPTH);
+    } else if (!is_harmless(r, bytes, n)) {
+        body = NULL;
     } else if (!(body = json_loadb(bytes, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error))) {
         respond_error(r, 400, "invalid_request_error", NULL, NULL,
                       "the body is not JSON: %s, at byte %d", error.text, error.position);

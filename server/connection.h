@@ -11,7 +11,8 @@ enum {
     MAX_HEADER_BYTES = 32768,
     HEAD_BUFFER = MAX_HEADER_BYTES + 64,
     MAX_TARGET = 8192,
-    MAX_DEPTH = 64
+    MAX_DEPTH = 64,
+    MAX_CONTAINERS = 1 << 17 /* objects and arrays of a body */
 };
 
 typedef struct access access_rules;

@@ -10,6 +10,7 @@
 
 #include "clock.h"
 #include "connection.h"
+#include "job.h"
 
 enum { LINGER_MS = 1000, LINGER_BYTES = 1 << 22 };
 
@@ -69,14 +70,7 @@ static void *sweep(void *user) {
     http *h = user;
     pthread_mutex_lock(&h->lock);
     while (!h->stopping) {
-        struct timespec t;
-        clock_gettime(CLOCK_REALTIME, &t);
-        t.tv_nsec += 100000000;
-        if (t.tv_nsec >= 1000000000) {
-            t.tv_sec++;
-            t.tv_nsec -= 1000000000;
-        }
-        pthread_cond_timedwait(&h->wake, &h->lock, &t);
+        condition_wait(&h->wake, &h->lock, clock_seconds() + 0.1);
         double now = clock_seconds();
         for (connection *c = h->connections; c; c = c->next) {
             if (c->fd < 0 || !c->deadline || now < c->deadline) continue;

@@ -58,10 +58,18 @@ bool in_cache(const conversations *c, const shelf_entry *e) {
     return c->options.cache && e->evictions != UINT64_MAX && e->evictions == evictions_now(c);
 }
 
+/* The cache takes none that is larger than all it may hold, and does not say so. */
+static bool fits_cache(const conversations *c, const linnet_session *session) {
+    static const uint64_t most = (uint64_t)1 << 30, besides = 1 << 16;
+    uint64_t budget = c->options.cache_bytes ? c->options.cache_bytes : most;
+    return linnet_session_size(session) + besides < budget;
+}
+
 void keep_in_cache(conversations *c, const linnet_session *session, uint64_t *evictions) {
     linnet_error err;
     *evictions = UINT64_MAX;
-    if (c->options.cache && !linnet_cache_keep(c->options.cache, session, &err))
+    if (c->options.cache && fits_cache(c, session) &&
+        !linnet_cache_keep(c->options.cache, session, &err))
         *evictions = evictions_now(c);
 }
 

@@ -20,6 +20,7 @@ typedef struct conversations conversations;
 typedef struct {
     linnet_model *model;
     linnet_cache *cache;
+    uint64_t cache_bytes; /* its budget; 0 = 1 GiB, as there */
     linnet_session_options session;
     const char *template;          /* name, or NULL: the file's */
     const char *dir;               /* where states with a name are kept; NULL: in memory alone */

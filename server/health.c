@@ -49,7 +49,8 @@ static void print_scheduler(FILE *f, server *s) {
     gauge(f, "jobs_queued", "Jobs that wait for a slot.", (double)x.queued);
     counter(f, "jobs_total", "Jobs taken.", (double)x.jobs);
     counter(f, "jobs_cancelled_total",
-            "Jobs cancelled, because the client left or the server stops.", (double)x.cancelled);
+            "Jobs cancelled: the client left or read too slowly, or the server stops.",
+            (double)x.cancelled);
     counter(f, "jobs_failed_total", "Jobs that failed.", (double)x.failed);
     counter(f, "jobs_refused_total", "Jobs refused because the queue was full.", (double)x.refused);
     counter(f, "prompt_tokens_total", "Tokens of prompts.", (double)x.prompt_tokens);

@@ -18,6 +18,7 @@
 #include "clock.h"
 #include "connection.h"
 #include "error.h"
+#include "job.h"
 
 #include <netdb.h>
 #include <stdio.h>
@@ -305,12 +306,14 @@ linnet_status http_start(http **out, server *s, linnet_error *err) {
     if (!h) return refuse(err, LINNET_ERR_MEMORY, "no memory for the HTTP server");
     h->server = s;
     linnet_status status = access_new(&h->access, o, err);
+    if (!status && !condition_start(&h->wake))
+        status = refuse(err, LINNET_ERR_MEMORY, "no memory for the HTTP server");
     if (status) {
+        access_free(h->access);
         free(h);
         return status;
     }
     pthread_mutex_init(&h->lock, NULL);
-    pthread_cond_init(&h->wake, NULL);
     /* A few threads more, to tell those beyond the limit that they are. */
     snprintf(threads, sizeof threads, "%zu", o->max_connections + 4);
     snprintf(head, sizeof head, "%d", HEAD_BUFFER);

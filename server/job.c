@@ -74,6 +74,7 @@ void job_post(job *j, event *e) {
     pthread_mutex_lock(&j->lock);
     *j->last = e;
     j->last = &e->next;
+    if (e->kind == EVENT_TOKEN && ++j->unread > j->most_unread) atomic_store(&j->cancelled, true);
     pthread_cond_signal(&j->arrived);
     pthread_mutex_unlock(&j->lock);
 }
@@ -94,6 +95,7 @@ event *job_next(job *j, double seconds) {
         j->first = e->next;
         if (!j->first) j->last = &j->first;
         e->next = NULL;
+        if (e->kind == EVENT_TOKEN) j->unread--;
         if (e->kind == EVENT_END) j->over = true;
     }
     pthread_mutex_unlock(&j->lock);

@@ -21,6 +21,7 @@ struct job {
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t arrived;
     event *first, **last;
+    size_t unread, most_unread; /* events of tokens */
     event *end;  /* allocated with the job, so that it always comes; NULL once posted */
     bool over;   /* the reader took its end */
     int holders; /* the reader, the scheduler */

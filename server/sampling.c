@@ -107,6 +107,8 @@ static bool read_stops(request *r, const json_t *body, generation_fields *f) {
         json_t *text = json_is_array(value) ? json_array_get(value, i) : value;
         if (!json_is_string(text) || !json_string_length(text))
             return bad_field(r, "stop", "expected texts that are not empty");
+        if (json_string_length(text) > MAX_STOP_BYTES) /* every job has its own */
+            return bad_field(r, "stop", "expected texts of at most %d bytes", MAX_STOP_BYTES);
         f->stops[i] = strdup(json_string_value(text));
         if (!f->stops[i]) break;
         f->n_stops++;

@@ -4,7 +4,7 @@
 
 #include "server.h"
 
-enum { MAX_STOPS = 16, MAX_CHOICES = 8, MAX_TOP_LOGPROBS = 20 };
+enum { MAX_STOPS = 16, MAX_STOP_BYTES = 4096, MAX_CHOICES = 8, MAX_TOP_LOGPROBS = 20 };
 
 typedef struct {
     linnet_sampling sampling; /* bias malloc'ed */

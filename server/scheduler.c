@@ -16,6 +16,7 @@
 
 enum {
     PIECE = 256,
+    UNREAD = 8192,
     LEAST_PIECE = 32, /* shares of a prefill are not cut smaller */
     MAX_SLOTS = 4096
 };
@@ -73,7 +74,8 @@ static void drop_waiting(scheduler *s) {
         is_over(j, clock_seconds(), &e->end);
         e->n_prompt = j->r.n_prompt;
         e->queue_seconds = clock_seconds() - j->submitted;
-        s->stats.cancelled++;
+        s->stats.cancelled += e->end == JOB_CANCELLED;
+        s->stats.queue_seconds += e->queue_seconds;
         job_post(j, e);
         job_release(j);
     }
@@ -354,6 +356,7 @@ linnet_status scheduler_start(scheduler **out, const scheduler_options *options,
     bool ok = condition_start(&s->work) && condition_start(&s->idle);
     s->options = *options;
     if (!s->options.piece) s->options.piece = PIECE;
+    if (!s->options.unread) s->options.unread = UNREAD;
     s->shared = (slot_shared){
         .model = options->model, .cache = options->cache, .session = options->session};
     queue_start(&s->waiting);
@@ -444,6 +447,7 @@ linnet_status scheduler_submit(scheduler *s, job_request *request, job **out, li
     job *j;
     status = job_new(&j, s, request, err);
     if (status) return status;
+    j->most_unread = s->options.unread;
     pthread_mutex_lock(&s->lock);
     size_t room = s->options.max_queue + (s->options.slots - s->busy);
     if (s->draining)

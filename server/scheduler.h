@@ -20,6 +20,8 @@ typedef struct {
     size_t slots;     /* sessions that run at once */
     size_t max_queue; /* jobs that wait at most */
     size_t piece;     /* tokens of prefill between two decode steps at most; 0 = 256 */
+    size_t unread;    /* sampled tokens that wait for a reader; one behind more is as good as gone,
+                       * and its job is cancelled; 0 = 8192 */
 } scheduler_options;
 
 /* What a job is to do. What it points to is malloc'ed and the job's own from scheduler_submit on,
@@ -62,7 +64,7 @@ typedef enum {
     JOB_STOP,      /* a stop string */
     JOB_LENGTH,    /* max_tokens */
     JOB_CONTEXT,   /* the context is full */
-    JOB_CANCELLED, /* job_cancel, or scheduler_drain's deadline */
+    JOB_CANCELLED, /* job_cancel, scheduler_drain's deadline, a reader that is too slow */
     JOB_DEADLINE,
     JOB_FAILED /* error says why */
 } job_end;

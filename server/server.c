@@ -42,6 +42,7 @@ static linnet_status start(server *s, linnet_error *err) {
     if ((status = scheduler_start(&s->scheduler, &scheduling, err))) return status;
     conversations_options talks = {.model = s->model,
                                    .cache = s->cache,
+                                   .cache_bytes = o->cache_bytes,
                                    .session = o->session,
                                    .template = o->template,
                                    .dir = o->cache_dir,

@@ -38,7 +38,7 @@ static void finish(slot *x, const linnet_error *err) {
     if (err) {
         e->end = JOB_FAILED;
         e->error = *err;
-    } else if (j->r.keep && prompt_done) {
+    } else if (j->r.keep && prompt_done && x->held >= j->r.n_prompt) { /* not amid a replay */
         size_t bytes;
         const char *rest = shown_after(&x->shown, x->held - j->r.n_prompt, &bytes);
         e->rest = text_copy(rest, bytes);

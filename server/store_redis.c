@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <hiredis/hiredis.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,7 @@ enum {
     MAX_ARGUMENTS = 5,
     KEY_BYTES = 320,
     READ_BYTES = 1 << 14,
+    LONGEST_HEAD = 14, /* of a state's length, line end included */
     MAX_SPARE = 64 << 20,
     BYTES_PER_S = 1 << 24
 };
@@ -62,11 +64,23 @@ static void pause_after_failure(redis *r) {
     pthread_mutex_unlock(&r->lock);
 }
 
+/* Nothing came that nobody asked for: it would be taken for the next answer, and a state that way
+ * for another conversation's. One that was closed is not quiet either. */
+static bool is_quiet(const redisContext *c) {
+    struct pollfd p = {.fd = c->fd, .events = POLLIN};
+    return c->reader->pos == c->reader->len && poll(&p, 1, 0) == 0;
+}
+
 /* An idle connection, or a new one (*fresh). */
 static linnet_status take(redis *r, redisContext **out, bool *fresh, linnet_error *err) {
     pthread_mutex_lock(&r->lock);
     double wait = r->retry_at - clock_seconds();
-    *out = wait <= 0 && r->n_idle ? r->idle[--r->n_idle] : NULL;
+    for (*out = NULL; wait <= 0 && r->n_idle && !*out;) {
+        *out = r->idle[--r->n_idle];
+        if (is_quiet(*out)) break;
+        redisFree(*out);
+        *out = NULL;
+    }
     pthread_mutex_unlock(&r->lock);
     *fresh = !*out;
     if (*out) return LINNET_OK;
@@ -224,8 +238,14 @@ static bool read_reply(redis *r, redisContext *c, redisReply **reply, buffer *st
             return broken(c, why);
         }
         if ((*reply = parsed)) return true;
-        if (total > r->max_bytes + READ_BYTES) return broken(c, "an answer without end");
+        if (total > (state ? r->max_bytes : 0) + READ_BYTES)
+            return broken(c, "an answer without end");
         if (!receive(r, c, some, sizeof some, &got, start, total)) return false;
+        size_t piece;
+        while (state && !total && got < LONGEST_HEAD && *some == '$' && !memchr(some, '\n', got)) {
+            if (!receive(r, c, some + got, sizeof some - got, &piece, start, got)) return false;
+            got += piece;
+        }
         head = state && !total ? bulk_head(some, got, &length) : 0;
         total += got;
         if (head) break;

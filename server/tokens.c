@@ -56,6 +56,35 @@ static json_t *piece_json(const linnet_model *model, int32_t id) {
     return piece;
 }
 
+/* What `make` makes of each of the ids. Equal ids share one value: a text of a megabyte would take
+ * hundreds as objects of their own. NULL: no memory. */
+static json_t *for_each_id(const linnet_model *model, const int32_t *ids, size_t n,
+                           json_t *(*make)(const linnet_model *model, int32_t id)) {
+    size_t n_known = (size_t)linnet_model_get_info(model)->n_vocab;
+    json_t **known = calloc(n_known ? n_known : 1, sizeof *known), *list = json_array();
+    for (size_t i = 0; i < n && known && list; i++) {
+        json_t **at = &known[ids[i]];
+        if (!*at) *at = make(model, ids[i]);
+        if (!json_array_append(list, *at)) continue;
+        json_decref(list);
+        list = NULL;
+    }
+    for (size_t i = 0; i < n_known && known; i++)
+        json_decref(known[i]);
+    if (!known) json_decref(list);
+    free(known);
+    return known ? list : NULL;
+}
+
+static json_t *id_json(const linnet_model *model, int32_t id) {
+    (void)model;
+    return json_integer(id);
+}
+
+static json_t *id_and_piece(const linnet_model *model, int32_t id) {
+    return json_pack("{s:i,s:o}", "id", id, "piece", piece_json(model, id));
+}
+
 void handle_tokenize(server *s, request *r) {
     json_t *body = request_json(r);
     int32_t *ids = NULL;
@@ -64,17 +93,11 @@ void handle_tokenize(server *s, request *r) {
     if (!body) return;
     if (field_model(s, r, body) && field_bool(r, body, "with_pieces", &pieces) &&
         field_bool(r, body, "return_token_strs", &strings) && read_tokens(s, r, body, &ids, &n)) {
-        json_t *list = json_array(), *texts = strings ? json_array() : NULL;
-        for (size_t i = 0; i < n; i++) {
-            json_t *id = json_integer(ids[i]);
-            if (pieces)
-                id = json_pack("{s:o,s:o}", "id", id, "piece", piece_json(s->model, ids[i]));
-            json_array_append_new(list, id);
-            if (strings) json_array_append_new(texts, piece_json(s->model, ids[i]));
-        }
+        json_t *list = for_each_id(s->model, ids, n, pieces ? id_and_piece : id_json);
         json_t *out = json_pack("{s:o,s:I,s:i}", "tokens", list, "count", (json_int_t)n,
                                 "max_model_len", s->ctx);
-        if (texts) json_object_set_new(out, "token_strs", texts);
+        if (strings)
+            json_object_set_new(out, "token_strs", for_each_id(s->model, ids, n, piece_json));
         respond_json(r, 200, out);
     }
     free(ids);

@@ -293,7 +293,9 @@ static linnet_status get_session(source *from, const state_head *head, linnet_se
     linnet_status s;
     fresh->n_tokens = (size_t)head->n_tokens;
     fresh->has_logits = head->flags & HAS_LOGITS;
-    fresh->n_ruled = fresh->mode == LINNET_SLIDING ? fresh->n_tokens : 0;
+    /* What was computed with other activations may go on, but is no cache's. */
+    bool ours = fresh->mode == LINNET_SLIDING && head->activations == (uint32_t)m->act;
+    fresh->n_ruled = ours ? fresh->n_tokens : 0;
     if ((s = get_tokens(from, fresh)) ||
         (head->n_pages &&
          (s = get_page_list(from, fresh, fresh->has_logits, (size_t)head->n_pages))))

@@ -518,6 +518,42 @@ static void kinds_do_not_mix(void **state) {
     linnet_model_close(m);
 }
 
+/* A loaded state goes on under other activations; the cache neither keeps nor reuses what they did
+ * not compute. */
+static void loaded_states_do_not_mix(void **state) {
+    (void)state;
+    linnet_error err;
+    timeline t = {.n = 0};
+    static const linnet_activations acts[] = {LINNET_ACT_EXACT, LINNET_ACT_AUTO};
+    linnet_model *m[2];
+    wide.kv = LINNET_KV_F32;
+    for (int i = 0; i < 2; i++)
+        m[i] = open_model(LOLCATS, &(linnet_model_options){.threads = 1, .activations = acts[i]});
+    append(&t, m[0], 100);
+    linnet_session *from = begin(m[0], 300);
+    if (linnet_feed(from, t.ids, t.n, LINNET_LOGITS_LAST, &err)) fail_msg("%s", err.text);
+    size_t bytes = linnet_session_size(from);
+    uint8_t *saved = malloc(bytes);
+    if (linnet_session_save(from, saved, bytes, &err)) fail_msg("%s", err.text);
+    for (int i = 0; i < 2; i++) {
+        linnet_cache *c = new_cache(m[i], 0, NULL, 0);
+        linnet_session *s = begin(m[i], 300);
+        linnet_cache_stats stats;
+        if (linnet_session_load(s, saved, bytes, &err)) fail_msg("%s", err.text);
+        if (linnet_cache_keep(c, s, &err)) fail_msg("%s", err.text);
+        linnet_cache_get_stats(c, &stats);
+        assert_int_equal(stats.entries, !i);
+        assert_int_equal(sync_to("loaded", s, c, &t, 0).n_reused, i ? 0 : t.n);
+        linnet_session_free(s);
+        linnet_cache_free(c);
+    }
+    free(saved);
+    linnet_session_free(from);
+    for (int i = 0; i < 2; i++)
+        linnet_model_close(m[i]);
+    wide.kv = LINNET_KV_F16;
+}
+
 /* ---- The folder ------------------------------------------------------------------------------ */
 
 static size_t files_in(const char *dir, char paths[][512], size_t most) {
@@ -880,6 +916,7 @@ int main(void) {
         cmocka_unit_test(shared_pages_count_once),
         cmocka_unit_test(terraces),
         cmocka_unit_test(kinds_do_not_mix),
+        cmocka_unit_test(loaded_states_do_not_mix),
         cmocka_unit_test(damaged_files),
         cmocka_unit_test(other_models),
         cmocka_unit_test(the_folder_is_trimmed),

@@ -427,6 +427,33 @@ static void states_folder(const char *dir, char *out, size_t size) {
     closedir(d);
 }
 
+/* A state that the cache has no room for is found under its name, not computed again. */
+static void larger_than_the_cache(void **state) {
+    (void)state;
+    linnet_error err;
+    char a[256];
+    side s = {.session = {.ctx = 2048}};
+    linnet_cache_options small = {.bytes = 4096};
+    if (linnet_cache_new(&s.cache, model, &small, &err)) fail_msg("%s", err.text);
+    conversations_options o = {.model = model,
+                               .cache = s.cache,
+                               .cache_bytes = small.bytes,
+                               .session = s.session,
+                               .bytes = 1 << 20};
+    if (conversations_new(&s.c, &o, &err)) fail_msg("%s", err.text);
+    linnet_message talk[4] = {{"user", "Hi"}};
+    timeline t = turn(&s, talk, 1, "large", one_by_one, 4, a);
+    talk[2] = (linnet_message){"user", "So?"};
+    conversation_prompt p = prompt_of(&s, talk, 3, "large");
+    assert_non_null(p.start);
+    size_t held;
+    linnet_session_tokens(p.start, &held);
+    assert_int_equal(held, t.n);
+    assert_string_equal(p.source, "memory");
+    free_prompt(&p);
+    free_side(&s);
+}
+
 static void states_by_name(void **state) {
     (void)state;
     char dir[96], folder[160], path[256], link[256], a[2][256];
@@ -968,6 +995,71 @@ static void rubbish_for_answers(void **state) {
     }
 }
 
+/* A Redis that answers twice, or a state in small pieces. */
+typedef struct {
+    int listener;
+    const uint8_t *state;
+    size_t n;
+} odd_server;
+
+static void *serve_oddly(void *user) {
+    odd_server *s = user;
+    char head[32];
+    int n = snprintf(head, sizeof head, "$%zu\r\n", s->n);
+    for (int fd; (fd = accept(s->listener, NULL, NULL)) >= 0; close(fd)) {
+        for (int i = 0; i < n && s->state; i++) {
+            if (send(fd, head + i, 1, MSG_NOSIGNAL) < 0) break;
+            usleep(5000);
+        }
+        const void *rest = s->state ? (const void *)s->state : "$-1\r\n+unasked\r\n";
+        if (send(fd, rest, s->state ? s->n : 15, MSG_NOSIGNAL) < 0) continue;
+        if (s->state && send(fd, "\r\n", 2, MSG_NOSIGNAL) < 0) continue;
+        usleep(100000);
+    }
+    return NULL;
+}
+
+static void odd_answers(void **state) {
+    (void)state;
+    linnet_error err;
+    linnet_session *session = open_session(model, NULL), *got = open_session(model, NULL);
+    feed(session, one_by_one, 4);
+    size_t n = linnet_session_size(session), which = 9;
+    uint8_t *bytes = malloc(n);
+    assert_int_equal(linnet_session_save(session, bytes, n, &err), LINNET_OK);
+    for (int pieces = 0; pieces < 2; pieces++) {
+        struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        socklen_t size = sizeof a;
+        odd_server server = {socket(AF_INET, SOCK_STREAM, 0), pieces ? bytes : NULL, n};
+        assert_int_equal(bind(server.listener, (void *)&a, size), 0);
+        assert_int_equal(listen(server.listener, 8), 0);
+        assert_int_equal(getsockname(server.listener, (void *)&a, &size), 0);
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, serve_oddly, &server), 0);
+        char address[32];
+        snprintf(address, sizeof address, "127.0.0.1:%d", ntohs(a.sin_port));
+        store_redis_options o = {.address = address, .prefix = "linnet:x"};
+        store *st;
+        store_key key = {false, "00"};
+        assert_int_equal(store_redis_new(&st, &o, &err), LINNET_OK);
+        for (int i = 0; i < 2; i++) { /* the second one is not given what the first left */
+            if (st->get(st, &key, 1, got, &which, &err)) fail_msg("%s", err.text);
+            assert_int_equal(which, !pieces);
+        }
+        size_t held;
+        const int32_t *ids = linnet_session_tokens(got, &held);
+        assert_int_equal(held, pieces ? 4 : 0);
+        if (pieces) assert_memory_equal(ids, one_by_one, sizeof one_by_one);
+        st->free(st);
+        shutdown(server.listener, SHUT_RDWR);
+        close(server.listener);
+        pthread_join(thread, NULL);
+    }
+    free(bytes);
+    linnet_session_free(session);
+    linnet_session_free(got);
+}
+
 static void addresses(void **state) {
     (void)state;
     static const char *const bad[] = {"",     "x",    ":1",    "x:",   "x:0",   "x:65536",
@@ -1057,11 +1149,13 @@ int main(void) {
         cmocka_unit_test(what_cannot_be_kept),
         cmocka_unit_test(memory_has_a_budget),
         cmocka_unit_test(names),
+        cmocka_unit_test(larger_than_the_cache),
         cmocka_unit_test(states_by_name),
         cmocka_unit_test(journals),
         cmocka_unit_test(any_replica_goes_on),
         cmocka_unit_test(redis_in_trouble),
         cmocka_unit_test(rubbish_for_answers),
+        cmocka_unit_test(odd_answers),
         cmocka_unit_test(addresses),
         cmocka_unit_test(many_talk_at_once),
     };

@@ -308,6 +308,43 @@ static void test_one_faulty_job(void **state) {
     linnet_model_close(m);
 }
 
+/* A job whose state another's NaN took is cancelled while its prompt is fed again: there is nothing
+ * to keep, though it had begun to answer. */
+static void test_cancelled_replay(void **state) {
+    (void)state;
+    char broken[64];
+    snprintf(broken, sizeof broken, "%s/broken.gguf", folder);
+    break_model(hybrid, broken);
+    linnet_model *m = open_one(broken);
+    unlink(broken);
+    scheduler *s = start_with(&(scheduler_options){
+        .model = m, .slots = 2, .max_queue = 2, .piece = 1, .session = {.ctx = 8192}});
+    enum { N = 2000 };
+    int32_t ids[N], poison = POISON;
+    for (int i = 0; i < N; i++)
+        ids[i] = i * i % 64;
+    job_request r = ask(ids, N, 4000);
+    r.keep = true;
+    add_bias(&r, POISON, -INFINITY);
+    job *j = submit(s, r);
+    outcome *o = calloc(1, sizeof *o);
+    read_until(j, o, EVENT_TOKEN);
+    outcome *faulty = run_job(s, ask(&poison, 1, 5));
+    assert_int_equal(faulty->end->end, JOB_FAILED);
+    job_cancel(j);
+    event *e;
+    while ((e = job_next(j, 60))->kind != EVENT_END)
+        event_free(e);
+    assert_int_equal(e->end, JOB_CANCELLED);
+    assert_null(e->session);
+    event_free(e);
+    job_free(j);
+    free(o);
+    forget(faulty);
+    scheduler_free(s);
+    linnet_model_close(m);
+}
+
 /* ---- JSON ---------------------------------------------------------------------------------- */
 
 static void test_json(void **state) {
@@ -349,7 +386,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_mixer),    cmocka_unit_test(test_few_slots),
         cmocka_unit_test(test_logprobs),       cmocka_unit_test(test_shared_beginnings),
-        cmocka_unit_test(test_one_faulty_job), cmocka_unit_test(test_json),
+        cmocka_unit_test(test_one_faulty_job), cmocka_unit_test(test_cancelled_replay),
+        cmocka_unit_test(test_json),
     };
     return cmocka_run_group_tests(tests, make_models, remove_models);
 }

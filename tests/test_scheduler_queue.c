@@ -206,12 +206,46 @@ static void test_cancel_in_queue(void **state) {
     assert_int_equal(late->end->end, JOB_DEADLINE);
     assert_int_equal(late->n_progress, 0);
     forget(late);
+    scheduler_stats t;
+    scheduler_get_stats(s, &t);
+    assert_int_equal(t.cancelled, 0);
+    assert_true(t.queue_seconds >= 0.01);
     job_cancel(a);
     outcome *o = calloc(1, sizeof *o);
     finish(a, o);
     assert_int_equal(o->end->end, JOB_CANCELLED);
     forget(o);
     job_free(busy);
+    scheduler_free(s);
+    linnet_model_close(m);
+}
+
+/* A reader that falls behind has its job cancelled; what it did not read yet it still gets. */
+static void test_slow_reader(void **state) {
+    (void)state;
+    linnet_model *m = open_one(hybrid);
+    scheduler *s = start_with(&(scheduler_options){.model = m, .slots = 1, .unread = 10});
+    job *j = submit(s, quick("slow", 300));
+    wait_for_free_slots(s);
+    outcome *o = calloc(1, sizeof *o);
+    finish(j, o);
+    assert_int_equal(o->end->end, JOB_CANCELLED);
+    assert_int_equal(o->n_tokens, 11);
+    forget(o);
+    scheduler_stats t;
+    scheduler_get_stats(s, &t);
+    assert_int_equal(t.cancelled, 1);
+    scheduler_free(s);
+
+    /* One that is less behind gets it all. */
+    s = start_with(&(scheduler_options){.model = m, .slots = 1});
+    j = submit(s, quick("not so slow", 300));
+    wait_for_free_slots(s);
+    o = calloc(1, sizeof *o);
+    finish(j, o);
+    assert_int_equal(o->end->end, JOB_LENGTH);
+    assert_int_equal(o->n_tokens, 300);
+    forget(o);
     scheduler_free(s);
     linnet_model_close(m);
 }
@@ -330,13 +364,10 @@ static void test_many_readers(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fair_queue),
-        cmocka_unit_test(test_full_queue),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_cancel_in_prefill),
-        cmocka_unit_test(test_cancel_in_queue),
-        cmocka_unit_test(test_drain),
-        cmocka_unit_test(test_idle),
+        cmocka_unit_test(test_fair_queue),      cmocka_unit_test(test_full_queue),
+        cmocka_unit_test(test_refusals),        cmocka_unit_test(test_cancel_in_prefill),
+        cmocka_unit_test(test_cancel_in_queue), cmocka_unit_test(test_slow_reader),
+        cmocka_unit_test(test_drain),           cmocka_unit_test(test_idle),
         cmocka_unit_test(test_many_readers),
     };
     return cmocka_run_group_tests(tests, make_models, remove_models);

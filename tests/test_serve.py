@@ -246,6 +246,13 @@ class Completions(With):
                             for v in x["logprobs"][key]]
                 self.assertEqual(streamed, c["logprobs"][key])
 
+    def test_scores_in_a_stream(self):
+        """The prompt's logprobs come with the end where no token does."""
+        body = {"prompt": "The sky", "max_tokens": 0, "echo": True, "logprobs": 1}
+        whole = post(self.server, "/v1/completions", body)["choices"][0]["logprobs"]
+        streamed = [x["logprobs"] for k in Stream(self.server, "/v1/completions", body) for x in k["choices"] if x["logprobs"]]
+        self.assertEqual(streamed, [whole])
+
     def test_text_offsets(self):
         for echo in (True, False):
             c = post(self.server, "/v1/completions", {"prompt": "Größe: ", "max_tokens": 4, "temperature": 0, "echo": echo,
@@ -271,6 +278,14 @@ class Tokens(With):
         pieces = post(self.server, "/tokenize", {"content": "ab", "with_pieces": True})["tokens"]
         self.assertEqual("".join(p["piece"] for p in pieces), "ab")
         self.assertEqual(post(self.server, "/tokenize", {"content": "ab", "return_token_strs": True})["token_strs"], ["a", "b"])
+
+    def test_pieces_of_much_text(self):
+        before = metrics(self.server)["linnet_peak_resident_bytes"]
+        answer = post(self.server, "/tokenize", {"content": "ab " * 100000, "with_pieces": True, "return_token_strs": True})
+        self.assertEqual(answer["count"], 300000)
+        self.assertEqual(answer["tokens"][4], {"id": ord("b"), "piece": "b"})
+        self.assertEqual(answer["token_strs"][:3], ["a", "b", " "])
+        self.assertLess(metrics(self.server)["linnet_peak_resident_bytes"] - before, 80e6)
 
     def test_messages(self):
         ids = post(self.server, "/tokenize", {"messages": user("hi")})["tokens"]
@@ -397,6 +412,11 @@ class Leaving(With):
             s.close()
         self.assertLess(wait_until(lambda: self.busy() == 0), 1)
         self.assertEqual(len(text_of(chat(self.server, "again", max_tokens=5))) > 0, True)
+
+    def test_more_than_all_room(self):
+        status, _, answer = ask(self.server, "POST", "/v1/chat/completions", {"messages": user("go"), "max_tokens": 1, "n": 4})
+        self.assertEqual((status, answer["error"]["code"]), (400, "too_many_answers"))
+        chat(self.server, "go", max_tokens=1, n=3)
 
     def test_who_does_not_read(self):
         """Answers to somebody who does not read keep nobody else waiting."""
