@@ -11,6 +11,7 @@
 #include <atomic>
 using std::atomic_bool;
 using std::atomic_size_t;
+using std::atomic_uintptr_t;
 using std::atomic_uint_fast64_t;
 #else
 #include <stdatomic.h>

@@ -516,6 +516,7 @@ void model_release(linnet_model *m) {
     free(m->layers);
     free(m->kv_slots);
     free(m->cfg.rope_freq);
+    m->backend->ops->free(m->backend, (void *)atomic_load(&m->spare), m->state_bytes);
     m->backend->ops->forget(m->backend, m);
     if (m->arena) munmap(m->arena, m->arena_bytes);
     team_free(m->team);

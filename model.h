@@ -137,11 +137,12 @@ struct linnet_model {
     struct {
         size_t q, kv, heads, kv_heads, head_dim, group; /* q: heads * head_dim, kv likewise */
     } most;                                             /* of any layer */
-    size_t state_bytes; /* of all mixers' fixed-size state, per session */
-    size_t work_floats; /* the most that a mixer wants per row */
-    size_t widest;      /* columns of the widest matrix */
-    bool post_norms;    /* some layer normalizes its outputs */
-    bool terrace;       /* some layer was trained with windows of whole blocks: modes apply */
+    size_t state_bytes;     /* of all mixers' fixed-size state, per session */
+    atomic_uintptr_t spare; /* the backend's memory for a copy of one, 0: none or in use */
+    size_t work_floats;     /* the most that a mixer wants per row */
+    size_t widest;          /* columns of the widest matrix */
+    bool post_norms;        /* some layer normalizes its outputs */
+    bool terrace;           /* some layer was trained with windows of whole blocks: modes apply */
     norm_weights out_norm;
     matrix output; /* packed; the embedding too when tied */
     /* Read row by row from the file: [n_embd, n_rows], unused when tied; [n_embd, n_ctx_train],

@@ -25,7 +25,7 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-FIRST_TOKENS, ANSWER_TOKENS, TURNS = 2600, 32, 10
+FIRST_TOKENS, ANSWER_TOKENS, TURNS = 3700, 32, 10
 QUESTIONS = ["Who speaks in this passage, and of what? Name the people and the place, in one sentence.",
              "Now say the same as a child would say it to a friend on the way home from school.",
              "Which of its words would a reader of today find strange? Give two and explain them shortly.",

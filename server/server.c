@@ -24,12 +24,21 @@ static void name_model(server *s) {
         if ((unsigned char)*c < 0x20 || (unsigned char)*c >= 0x7f) *c = '_';
 }
 
+/* What the first request would pay for: activations, the thread team's start, weights in caches. A
+ * model that fails here tells each request why. */
+static void warm_up(linnet_session *session, int ctx) {
+    static const int32_t tokens[32];
+    size_t most = sizeof tokens / sizeof *tokens;
+    linnet_feed(session, tokens, ctx < (int)most ? (size_t)ctx : most, LINNET_LOGITS_LAST, NULL);
+}
+
 static linnet_status start(server *s, linnet_error *err) {
     const server_options *o = &s->options;
     linnet_status status;
     linnet_session *session;
     if ((status = linnet_session_new(&session, s->model, &o->session, err))) return status;
     s->ctx = linnet_session_ctx(session);
+    warm_up(session, s->ctx);
     linnet_session_free(session);
     linnet_cache_options cache = {.bytes = o->cache_bytes, .dir = o->cache_dir};
     if (o->cache_bytes && (status = linnet_cache_new(&s->cache, s->model, &cache, err)))

@@ -11,11 +11,18 @@ enum { WORTH_WAITING = 64 };
 
 /* ---- The end ------------------------------------------------------------------------------ */
 
+/* A snapshot that cannot be kept is computed again when it is wanted. */
+static void keep_snapshot(slot *x) {
+    x->keep_due = false;
+    if (!linnet_cache_keep(x->with->cache, x->session, NULL)) x->kept = x->held;
+}
+
 /* Posts the end event and frees the slot. `err`: why it failed, or NULL. */
 static void finish(slot *x, const linnet_error *err) {
     job *j = x->job;
     event *e = job_take_end(j);
     double now = clock_seconds();
+    if (x->keep_due) keep_snapshot(x);
     bool prompt_done = x->first > 0;
     x->queue_seconds = x->admitted - j->submitted;
     x->prefill_seconds = (prompt_done ? x->first : now) - x->admitted;
@@ -383,10 +390,8 @@ void slot_fed(slot *x, const linnet_item *item) {
     x->held += item->n_tokens;
     if (x->held <= r->n_prompt && x->held > x->progress) {
         x->progress = x->held;
-        if (x->held == x->snapshot_at && x->with->cache) {
-            /* One that cannot be kept is computed again when it is wanted. */
-            if (!linnet_cache_keep(x->with->cache, x->session, NULL)) x->kept = x->held;
-        }
+        x->keep_due = x->held == x->snapshot_at && x->with->cache;
+        if (x->keep_due && x->held < x->n) keep_snapshot(x);
         if (!post_progress(x)) {
             no_memory(x, "an event");
             return;
@@ -394,6 +399,7 @@ void slot_fed(slot *x, const linnet_item *item) {
     }
     if (x->held < r->n_prompt && x->held >= x->snapshot_at) x->snapshot_at = next_snapshot(x);
     if (x->held == x->n) advance(x);
+    if (slot_busy(x) && x->keep_due) keep_snapshot(x); /* the first token is on its way */
 }
 
 void slot_replay(slot *x) {

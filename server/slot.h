@@ -32,6 +32,7 @@ typedef struct {
     size_t n, cap, held;
     size_t progress;    /* most tokens of the prompt ever held */
     size_t snapshot_at; /* of the prompt: where the next snapshot is due */
+    bool keep_due;      /* it holds what the snapshot is to be */
     size_t kept;        /* tokens of the longest one found or left */
     size_t n_logprobs;  /* prompt tokens whose EVENT_PROMPT was posted */
     size_t n_sampled;

@@ -214,8 +214,9 @@ static linnet_status copy_states(const linnet_item *items, size_t n, bool stoppa
     if (!mul_size(bytes, copies, total))
         return fail(err, LINNET_ERR_MEMORY, "no memory for a copy of %zu states of %zu bytes",
                     copies, bytes);
-    linnet_status s = b->ops->alloc(b, *total, &memory, err);
-    if (s) return s;
+    linnet_status s = LINNET_OK;
+    memory = copies == 1 ? (void *)atomic_exchange(&items->session->model->spare, 0) : NULL;
+    if (!memory && (s = b->ops->alloc(b, *total, &memory, err))) return s;
     *out = memory;
     uint8_t *to = memory;
     for (size_t i = 0; i < n && !s; i++) {
@@ -224,6 +225,14 @@ static linnet_status copy_states(const linnet_item *items, size_t n, bool stoppa
         to += bytes;
     }
     return s;
+}
+
+/* The room of a single copy is kept: new memory for every prefill would cost more than copying. */
+static void free_copies(linnet_model *m, uint8_t *copies, size_t bytes) {
+    uintptr_t none = 0;
+    bool kept = copies && bytes == m->state_bytes &&
+                atomic_compare_exchange_strong(&m->spare, &none, (uintptr_t)copies);
+    if (!kept) m->backend->ops->free(m->backend, copies, bytes);
 }
 
 linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress_fn progress,
@@ -256,7 +265,7 @@ linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress
             commit(&items[i]);
         if (copied_one) copy += m->state_bytes;
     }
-    m->backend->ops->free(m->backend, copies, copied);
+    free_copies(m, copies, copied);
     return s;
 }
 
