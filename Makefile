@@ -31,7 +31,14 @@ endif
 PKGS := sentencepiece libpcre2-8
 PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS))
 LIBS = $(shell pkg-config --libs $(PKGS)) -fopenmp -lm -lstdc++
-CLI_LIBS = $(shell pkg-config --libs jansson)
+CLI_LIBS = $(shell pkg-config --libs jansson libsodium hiredis) -lcivetweb -lpthread
+# What a program needs beside liblinnet.a, for any compiler: the OpenMP library by its name.
+PRIVATE_LIBS = $(strip $(patsubst -fopenmp,$(if $(findstring clang,$(shell $(CC) --version)),-lomp,-lgomp),$(LIBS)))
+HEADERS := $(wildcard linnet*.h)
+VERSION := $(shell sed -n 's/^.define LINNET_VERSION "\([0-9.]*\)"$$/\1/p' linnet.h)
+SONAME := liblinnet.so.$(firstword $(subst ., ,$(VERSION)))
+SHARED := $(BUILD)/liblinnet.so.$(VERSION)
+SHARE := $(addprefix $(BUILD)/share/,linnet.1 linnet.bash _linnet linnet.fish)
 
 ROOMS := weights tokenizer attention kernels_cpu session
 KERNELS_x86_64 := kernels_cpu/avx2.c kernels_cpu/avx512.c kernels_cpu/avx512_bf16.c
@@ -39,7 +46,7 @@ KERNELS_aarch64 := kernels_cpu/neon.c kernels_cpu/neon_dot.c
 KERNELS_ELSEWHERE := $(filter-out $(KERNELS_$(ARCH)),$(KERNELS_x86_64) $(KERNELS_aarch64))
 LIB_SRC := $(wildcard *.c $(ROOMS:%=%/*.c) $(ROOMS:%=%/*.cc))
 LIB_SRC := $(filter-out run.c $(KERNELS_ELSEWHERE),$(LIB_SRC))
-CLI_SRC := run.c $(wildcard cli/*.c)
+CLI_SRC := run.c $(wildcard cli/*.c server/*.c)
 LIB_OBJ := $(LIB_SRC:%=$(BUILD)/%.o)
 CLI_OBJ := $(CLI_SRC:%=$(BUILD)/%.o)
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c)) \
@@ -58,12 +65,12 @@ EMU_TEST_OBJ := $(patsubst %,$(BUILD)/emu/%.o,$(wildcard tests/test_*.cu))
 .SECONDARY: $(EMU_OBJ) $(EMU_TEST_OBJ)
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help FORCE demo chat deps cuda cuda-all emu test-cuda bench-cuda tradeoff bench test test-c test-cli test-export test-clients asan ubsan neon \
-	fuzz format format-check install clean
+.PHONY: all help FORCE demo chat deps cuda cuda-all emu test-cuda bench-cuda tradeoff bench test test-c test-cli test-export test-clients asan ubsan soak neon \
+	fuzz format format-check lib share install uninstall clean
 ifneq ($(NVCC),)
-all: linnet liblinnet_cuda.so
+all: linnet lib share liblinnet_cuda.so
 else
-all: linnet
+all: linnet lib share
 	@echo "built for the CPU alone: there is no nvcc"
 endif
 
@@ -90,6 +97,26 @@ $(BUILD)/linnet: $(CLI_OBJ) $(BUILD)/liblinnet.a
 $(BUILD)/liblinnet.a: $(LIB_OBJ)
 	@rm -f $@
 	$(call QUIET,AR)ar rcs $@ $^
+
+# Never unmapped (nodelete): OpenMP's threads may still be on their way out when a model has been
+# closed, and not every library that comes along is made for going.
+lib: $(BUILD)/liblinnet.a $(BUILD)/liblinnet.so ## build/liblinnet.a and build/liblinnet.so
+$(SHARED): $(LIB_OBJ) packaging/liblinnet.map
+	$(call QUIET,LD)$(CC) $(LDSAN) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=packaging/liblinnet.map \
+		-Wl,-z,defs,-z,relro,-z,now,-z,noexecstack,-z,nodelete -o $@ $(LIB_OBJ) $(LIBS)
+$(BUILD)/liblinnet.so: $(SHARED)
+	@ln -sf $(<F) $(@D)/$(SONAME)
+	@ln -sf $(SONAME) $@
+
+share: $(SHARE) ## the manual page and the completions of shells
+$(BUILD)/share/linnet.1: WORDS := manual
+$(BUILD)/share/linnet.bash: WORDS := completion bash
+$(BUILD)/share/_linnet: WORDS := completion zsh
+$(BUILD)/share/linnet.fish: WORDS := completion fish
+$(SHARE): linnet
+	@mkdir -p $(@D)
+	@./linnet $(WORDS) >$@.new
+	@mv $@.new $@
 
 # Loops that ask to be unrolled need not be where clang cannot: -Wno-pass-failed.
 $(BUILD)/kernels_cpu/avx2.c.o: ISA := -Wno-pass-failed -mavx2 -mfma -mf16c
@@ -130,6 +157,16 @@ $(BUILD)/commit.h: FORCE
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 FORCE:
 
+# Has the web page inside: a list of its files, which changes when one comes or goes.
+PAGE := $(notdir $(sort $(wildcard server/page/*)))
+$(BUILD)/server/page.c.o: COMMON += -include $(BUILD)/page_files.h
+$(BUILD)/server/page.c.o: $(BUILD)/page_files.h $(PAGE:%=server/page/%)
+$(BUILD)/page_files.h: FORCE
+	@mkdir -p $(@D)
+	@{ printf '#define PAGE_FILES(X)'; i=0; for f in $(PAGE); do \
+		printf ' X(%d, "%s")' $$i $$f; i=$$((i + 1)); done; echo; } >$@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
 # Has texts inside.
 $(BUILD)/cli/texts.c.o: data/haystack.txt data/factbook.jsonl
 
@@ -140,8 +177,10 @@ $(BUILD)/tests/%: tests/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS) -lcmocka
 
-# Looks at the command from the inside.
-$(BUILD)/tests/test_recall: tests/test_recall.c $(filter-out $(BUILD)/run.c.o,$(CLI_OBJ)) $(BUILD)/liblinnet.a
+# Look at the command from the inside.
+INSIDE := $(addprefix $(BUILD)/tests/,test_recall test_conversations test_scheduler test_scheduler_ends \
+	test_scheduler_queue test_json_mask)
+$(INSIDE): $(BUILD)/tests/%: tests/%.c $(filter-out $(BUILD)/run.c.o,$(CLI_OBJ)) $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS) -lcmocka
 
@@ -158,6 +197,10 @@ $(EMU_TESTS): $(BUILD)/%: %.c $(EMU_OBJ) $(BUILD)/liblinnet.a
 emu: $(BUILD)/linnet-emu ## build/linnet-emu: linnet whose cuda backend is emulated on the CPU, for tests
 $(BUILD)/linnet-emu: $(CLI_OBJ) $(EMU_OBJ) $(BUILD)/liblinnet.a
 	$(call QUIET,LD)$(CC) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS)
+
+# The emulated backend as the library that is opened at run time, to test how that one is found.
+$(BUILD)/emu/liblinnet_cuda.so: $(EMU_OBJ) $(BUILD)/weights/dtype.c.o
+	$(call QUIET,LD)$(CXX) $(LDSAN) -shared -Wl,-z,defs -o $@ $^ -lpthread
 
 # Opened at run time; has CUDA's runtime inside, and needs nothing but the driver.
 liblinnet_cuda.so: $(CUDA_OBJ) $(BUILD)/weights/dtype.c.o
@@ -192,6 +235,11 @@ $(BUILD)/bench/%: bench/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
 	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $< $(BUILD)/liblinnet.a $(LIBS)
 
+# Goes through the server's stores.
+$(BUILD)/bench/states: bench/states.c $(BUILD)/server/store_redis.c.o $(BUILD)/liblinnet.a
+	@mkdir -p $(@D)
+	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS)
+
 tradeoff: linnet ## recall against state and speed of the committed models: table, charts, report
 	@scripts/tradeoff.sh
 
@@ -204,8 +252,10 @@ test: deps ## everything that needs neither a GPU nor a download
 test-c: $(TESTS) $(BENCHES) $(BUILD)/linnet ## the C tests alone, with the tools already there
 	@LINNET=$(BUILD)/linnet scripts/test.sh --c $(TESTS)
 
-test-clients: ## browser and other people's clients (none yet: the server comes later)
-	@echo "test-clients: no server in this version, nothing to run"
+test-clients: deps ## the server with a browser and other people's clients (installs them, from PyPI too)
+	@$(MAKE) --no-print-directory linnet
+	@scripts/deps.sh --clients
+	@scripts/test.sh --clients
 
 asan: ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) --no-print-directory BUILD=build/asan SAN=address,undefined CFLAGS="-O1 -g" test-c
@@ -215,6 +265,9 @@ ubsan: ## the C tests under UndefinedBehaviorSanitizer alone (clang)
 
 neon: ## the C tests, cross-built, on an emulated 64-bit ARM machine (installs what that needs)
 	@scripts/neon.sh
+
+soak: linnet ## 1,000 conversations with the server one by one and 200 at once, for each of five mixers
+	@.venv/bin/python -m tests.soak_serve
 
 fuzz: $(FUZZERS) ## a minute of each fuzz target (clang's libFuzzer)
 	@for f in $(FUZZERS); do echo "$$f"; mkdir -p build/fuzz/corpus/$$(basename $$f); \
@@ -236,14 +289,16 @@ format-check:
 	clang-format --dry-run -Werror $(FORMAT)
 
 PREFIX ?= /usr/local
-install: linnet ## into PREFIX (default /usr/local); DESTDIR is honoured
-	install -D -m 755 linnet $(DESTDIR)$(PREFIX)/bin/linnet
-	install -D -m 644 linnet.h $(DESTDIR)$(PREFIX)/include/linnet.h
-	install -D -m 644 $(BUILD)/liblinnet.a $(DESTDIR)$(PREFIX)/lib/liblinnet.a
-	@[ ! -e liblinnet_cuda.so ] || install -D -m 755 liblinnet_cuda.so $(DESTDIR)$(PREFIX)/lib/liblinnet_cuda.so
+LIBDIR ?= $(PREFIX)/lib
+INSTALL = @PREFIX="$(PREFIX)" LIBDIR="$(LIBDIR)" DESTDIR="$(DESTDIR)" BUILD="$(BUILD)" VERSION="$(VERSION)" \
+	SONAME="$(SONAME)" HEADERS="$(HEADERS)" PRIVATE_LIBS="$(PRIVATE_LIBS)" scripts/install.sh
+install: linnet lib share ## program, library, headers, manual: into PREFIX (/usr/local), LIBDIR (PREFIX/lib), DESTDIR
+	$(INSTALL)
+uninstall: ## takes away what install put there
+	$(INSTALL) --uninstall
 
 clean: ## remove what was built
-	rm -rf build linnet liblinnet_cuda.so
+	rm -rf build linnet liblinnet_cuda.so python/build python/*.egg-info
 
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(EMU_OBJ:.o=.d) $(EMU_TEST_OBJ:.o=.d) \
 	$(CUDA_OBJ:.o=.d)

@@ -5,23 +5,45 @@
 #include "common.h"
 
 #include <dlfcn.h>
+#include <link.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define CUDA_LIBRARY "liblinnet_cuda.so"
+
+/* What a program has linked in. Hidden: nothing that loads a shared library of this code can take
+ * its place, and nothing of it is in that library's table of symbols. */
+__attribute__((weak, visibility("hidden"))) linnet_status
+linnet_cuda_open_1(int index, backend **out, linnet_error *err);
+
+/* The file that this code was loaded from. The loader knows a library by its path, but the program
+ * only as it was called: often a plain name, or a link to elsewhere. */
+static bool own_path(char *path, size_t size) {
+    Dl_info here;
+    struct link_map *map = NULL;
+    if (!dladdr1((void *)(uintptr_t)backend_open, &here, (void **)&map, RTLD_DL_LINKMAP))
+        return false;
+    if (map && map->l_name[0]) {
+        int n = snprintf(path, size, "%s", map->l_name);
+        return n > 0 && (size_t)n < size;
+    }
+    ssize_t n = readlink("/proc/self/exe", path, size);
+    if (n <= 0 || (size_t)n >= size) return false;
+    path[n] = '\0';
+    return true;
+}
 
 /* The library in the folder that this code was loaded from, or in ../lib, or by its plain name; why
  * gets what the loader said of the last. It stays open. */
 static void *load_library(char *why, size_t size) {
-    char path[4096];
-    Dl_info here;
+    char here[4096], path[sizeof here + 64];
     void *library = NULL;
-    const char *slash;
-    if (dladdr((void *)(uintptr_t)backend_open, &here) && here.dli_fname &&
-        (slash = strrchr(here.dli_fname, '/')))
+    char *slash;
+    if (own_path(here, sizeof here) && (slash = strrchr(here, '/')))
         for (int i = 0; i < 2 && !library; i++) {
-            snprintf(path, sizeof path, "%.*s/%s" CUDA_LIBRARY, (int)(slash - here.dli_fname),
-                     here.dli_fname, i ? "../lib/" : "");
+            *slash = '\0';
+            snprintf(path, sizeof path, "%s/%s" CUDA_LIBRARY, here, i ? "../lib/" : "");
             library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
         }
     if (!library) library = dlopen(CUDA_LIBRARY, RTLD_NOW | RTLD_LOCAL);

@@ -62,11 +62,9 @@ struct backend_ops {
 
 extern backend backend_cpu;
 
-/* liblinnet_cuda.so's one function, which a program may have linked in instead: opens GPU `index`.
- * Its number changes with anything that the two sides share. */
+/* liblinnet_cuda.so's one function, linnet_cuda_open_1, which a program may have linked in instead:
+ * opens GPU `index`. Its number changes with anything that the two sides share. */
 typedef linnet_status (*backend_open_fn)(int index, backend **out, linnet_error *err);
-__attribute__((weak, visibility("default"))) linnet_status
-linnet_cuda_open_1(int index, backend **out, linnet_error *err);
 
 /* Whether there is a CUDA backend to try: linked in, or a library that loads. */
 bool backend_has_cuda(void);

@@ -3,7 +3,7 @@
 #ifndef COMMON_H
 #define COMMON_H
 
-#include "linnet.h"
+#include "linnet_tools.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,6 +11,7 @@
 #include <atomic>
 using std::atomic_bool;
 using std::atomic_size_t;
+using std::atomic_uintptr_t;
 using std::atomic_uint_fast64_t;
 #else
 #include <stdatomic.h>

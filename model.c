@@ -516,6 +516,7 @@ void model_release(linnet_model *m) {
     free(m->layers);
     free(m->kv_slots);
     free(m->cfg.rope_freq);
+    m->backend->ops->free(m->backend, (void *)atomic_load(&m->spare), m->state_bytes);
     m->backend->ops->forget(m->backend, m);
     if (m->arena) munmap(m->arena, m->arena_bytes);
     team_free(m->team);
@@ -593,8 +594,8 @@ linnet_status model_identity(linnet_model *m, uint64_t out[2], linnet_error *err
 
 /* ---- What a model says of itself ------------------------------------------------------------ */
 
-const tokenizer *model_tokenizer(const linnet_model *m) {
-    return m->tok;
+const char *linnet_version(void) {
+    return LINNET_VERSION;
 }
 
 const linnet_model_info *linnet_model_get_info(const linnet_model *m) {

@@ -137,11 +137,12 @@ struct linnet_model {
     struct {
         size_t q, kv, heads, kv_heads, head_dim, group; /* q: heads * head_dim, kv likewise */
     } most;                                             /* of any layer */
-    size_t state_bytes; /* of all mixers' fixed-size state, per session */
-    size_t work_floats; /* the most that a mixer wants per row */
-    size_t widest;      /* columns of the widest matrix */
-    bool post_norms;    /* some layer normalizes its outputs */
-    bool terrace;       /* some layer was trained with windows of whole blocks: modes apply */
+    size_t state_bytes;     /* of all mixers' fixed-size state, per session */
+    atomic_uintptr_t spare; /* the backend's memory for a copy of one, 0: none or in use */
+    size_t work_floats;     /* the most that a mixer wants per row */
+    size_t widest;          /* columns of the widest matrix */
+    bool post_norms;        /* some layer normalizes its outputs */
+    bool terrace;           /* some layer was trained with windows of whole blocks: modes apply */
     norm_weights out_norm;
     matrix output; /* packed; the embedding too when tied */
     /* Read row by row from the file: [n_embd, n_rows], unused when tied; [n_embd, n_ctx_train],
@@ -167,8 +168,6 @@ struct linnet_model {
     uint64_t identity[2]; /* of the config, of the weights: see model_identity */
 };
 
-const tokenizer *model_tokenizer(const linnet_model *model); /* NULL: no vocabulary */
-linnet_model *session_model(const linnet_session *session);
 /* What `kv` means for this model: exact activations always keep float32. */
 kv_kind model_kv_kind(const linnet_model *m, linnet_kv_type kv);
 /* The first position that any window still needs once n_tokens are in and the next token comes
@@ -231,11 +230,13 @@ struct linnet_session {
     int ctx;
     linnet_window_mode mode; /* as asked for */
     linnet_window_mode rule; /* of the running forward: sliding for sampled tokens */
-    bool sampled;            /* the token being fed was sampled */
     int whole;   /* tokens of the running prefill if rule is LINNET_TERRACE_HF, else 0 */
     kv_cache kv; /* keys and values of the layers that keep them */
     int32_t *tokens;
     size_t n_tokens, tokens_cap;
+    size_t n_ruled; /* of them, from the first on: known to be fed under `mode`. All, but for
+                     * sampled tokens where windows are not to slide; LINNET_TERRACE_HF: the prompt;
+                     * none of a state from other activations */
     uint8_t *state; /* fixed-size state of all layers, [model->state_bytes]; NULL if that is 0 */
     bool lost;      /* a step failed after changing the state: only a reset helps */
     float *logits;  /* [n_rows] after the last token, valid if has_logits; else perhaps NULL */

@@ -7,11 +7,13 @@
  *   weights/            the model file: GGUF reading and writing, dtypes, quantization
  *   model.h, config.c, model.c   what a model is: its config, weights, mixers
  *   tokenizer/          text <-> ids: SentencePiece, byte-level BPE, chat templates
- *   session/            tokens, state, sampling, generation
+ *   session/            tokens, state, the prefix cache, sampling, generation
  *   attention/          one file per mixer
  *   kernels_cpu/        the forward pass and its hot loops, by instruction set
+ *   server/             `linnet serve`; server.h starts with a map
  *   cli/                the other commands: flags.c parses for all of them, engine.c opens models;
- *                       recall.h starts with a map of `linnet recall`
+ *                       recall.h starts with a map of `linnet recall`; completion.c and manual.c
+ *                       tell shells and readers what the tables of flags say
  *   export/             Python: checkpoints -> model files
  *   tests/, bench/, docs/
  */
@@ -21,12 +23,6 @@
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/talk.h"
-
-typedef struct {
-    const char *name;
-    int (*run)(int argc, char **argv); /* NULL: not in this version */
-    const char *help;
-} command;
 
 static const command commands[] = {
     {"run", command_run, "continue a text"},
@@ -40,33 +36,20 @@ static const command commands[] = {
     {"bench", command_bench, "how fast, and in how much memory"},
     {"recall", command_recall, "accuracy on in-context lookup"},
     {"pareto", command_pareto, "recall against speed and state, as a picture"},
-    {"serve", NULL, "an OpenAI-compatible server"},
+    {"serve", command_serve, "an OpenAI-compatible server and a web page"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static void print_help(FILE *out) {
     fprintf(out, "usage: linnet COMMAND ...\n\nlinnet " LINNET_VERSION
                  ": runs language models from one GGUF file.\n\n");
-    for (int later = 0; later < 2; later++) {
-        if (later) fprintf(out, "\nnot in this version yet:\n");
-        for (int i = 0; i < N_COMMANDS; i++)
-            if ((commands[i].run == NULL) == later)
-                fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].help);
-    }
-    fprintf(out,
-            "\nlinnet COMMAND --help tells its flags. Text goes to standard output, all else "
-            "to stderr.\nExit code: 0 it worked, 1 it did not, 2 the command line is wrong.\n");
-}
-
-static int not_yet(const command *c, int argc, char **argv) {
-    for (int i = 1; i < argc; i++)
-        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
-            printf("linnet %s (%s) is not in this version; a later one brings it.\n", c->name,
-                   c->help);
-            return finish_stdout();
-        }
-    complain("%s is not in this version; a later one brings it", c->name);
-    return EXIT_MISUSED;
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].help);
+    fprintf(
+        out,
+        "\nlinnet COMMAND --help tells its flags; linnet completion bash|zsh|fish prints a script "
+        "for a shell.\nText goes to standard output, all else to stderr.\n"
+        "Exit code: 0 it worked, 1 it did not, 2 the command line is wrong.\n");
 }
 
 int main(int argc, char **argv) {
@@ -84,10 +67,10 @@ int main(int argc, char **argv) {
         printf("linnet " LINNET_VERSION "\n");
         return finish_stdout();
     }
-    for (int i = 0; i < N_COMMANDS; i++) {
-        if (strcmp(name, commands[i].name)) continue;
-        if (!commands[i].run) return not_yet(&commands[i], argc - 1, argv + 1);
-        return commands[i].run(argc - 1, argv + 1);
-    }
+    if (!strcmp(name, "completion"))
+        return command_completion(argc - 1, argv + 1, commands, N_COMMANDS);
+    if (!strcmp(name, "manual")) return command_manual(argc - 1, argv + 1, commands, N_COMMANDS);
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (!strcmp(name, commands[i].name)) return commands[i].run(argc - 1, argv + 1);
     return misused("", name[0] == '-' ? "unknown flag %s" : "unknown command '%s'", name);
 }

@@ -50,57 +50,27 @@ static size_t n_tokens(const chat *c) {
 
 /* ---- ids of the next turn ----------------------------------------------------------------- */
 
-static size_t common_suffix(const id_buffer *a, const id_buffer *b) {
-    size_t n = 0;
-    while (n < a->n && n < b->n && a->at[a->n - 1 - n] == b->at[b->n - 1 - n])
-        n++;
-    return n;
-}
-
-/* What the template writes after an answer (`<|im_end|>` and a newline, say): the end that two
- * conversations have in common whose last answers differ. The last message is an answer. */
-static int ids_after_answer(chat *c, size_t n_messages, id_buffer *out) {
-    id_buffer other = {0};
-    linnet_message *last = &c->now.messages[n_messages - 1];
-    linnet_message kept = *last;
-    last->content = "a";
-    int code = chat_to_ids(c->model, c->template, c->now.messages, n_messages, false, out);
-    last->content = "7";
-    if (!code)
-        code = chat_to_ids(c->model, c->template, c->now.messages, n_messages, false, &other);
-    *last = kept;
-    if (!code) {
-        size_t n = common_suffix(out, &other);
-        memmove(out->at, out->at + out->n - n, n * sizeof *out->at);
-        out->n = n;
-    }
-    free(other.at);
-    return code;
-}
-
-/* The ids that take a session which follows the first `from` messages to the end of all: up to the
- * answer to come if `prompt`, else to the end of the last answer. *fits: there are such. */
+/* The ids that take a session which follows the first `from` messages, without the end token of its
+ * last answer, to the end of all: up to the answer to come if `prompt`, else to the end of the last
+ * answer's text. *fits: there are such. */
 static int ids_from(chat *c, size_t from, bool prompt, id_buffer *out, bool *fits) {
-    id_buffer all = {0}, before = {0}, end = {0};
-    size_t n = c->now.n_messages, skip = 0;
-    int code = chat_to_ids(c->model, c->template, c->now.messages, n, prompt, &all);
+    const branch *b = &c->now;
+    size_t n = b->n_messages;
+    int code = EXIT_WORKED;
     out->n = 0;
     *fits = true;
-    if (!code && from) {
-        code = chat_to_ids(c->model, c->template, c->now.messages, from, false, &before);
-        if (!code) code = ids_after_answer(c, from, out);
-        skip = before.n;
-        *fits = !code && skip <= all.n && !memcmp(before.at, all.at, skip * sizeof *all.at) &&
-                out->n <= skip &&
-                !memcmp(out->at, before.at + skip - out->n, out->n * sizeof *out->at);
+    if (from)
+        code = chat_ids_from(c->model, c->template, b->messages, from, from, false, out, fits);
+    if (!code && *fits)
+        code = chat_ids_from(c->model, c->template, b->messages, n, from, prompt, out, fits);
+    if (code || !*fits || prompt) return code;
+    id_buffer end = {0};
+    code = chat_ids_from(c->model, c->template, b->messages, n, n, false, &end, fits);
+    *fits = *fits && end.n <= out->n;
+    if (!code && *fits && end.n) {
+        for (out->n -= end.n; out->n && memcmp(out->at + out->n, end.at, end.n * sizeof *end.at);)
+            out->n--;
     }
-    if (!code && *fits && !ids_append(out, all.at + skip, all.n - skip)) code = EXIT_FAILED;
-    if (!code && *fits && !prompt && !(code = ids_after_answer(c, n, &end))) {
-        *fits = end.n <= out->n;
-        if (*fits) out->n -= end.n;
-    }
-    free(all.at);
-    free(before.at);
     free(end.at);
     return code;
 }

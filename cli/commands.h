@@ -2,6 +2,12 @@
 #ifndef CLI_COMMANDS_H
 #define CLI_COMMANDS_H
 
+typedef struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help;
+} command;
+
 int command_run(int argc, char **argv);
 int command_chat(int argc, char **argv);
 int command_info(int argc, char **argv);
@@ -13,5 +19,10 @@ int command_quantize(int argc, char **argv);
 int command_bench(int argc, char **argv);
 int command_recall(int argc, char **argv);
 int command_pareto(int argc, char **argv);
+int command_serve(int argc, char **argv);
+
+/* Of all commands: what a shell wants to know (`completion SHELL`), and the manual page. */
+int command_completion(int argc, char **argv, const command *commands, int n);
+int command_manual(int argc, char **argv, const command *commands, int n);
 
 #endif

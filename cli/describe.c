@@ -4,6 +4,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "../linnet_tools.h"
 #include "files.h"
 #include "flags.h"
 

@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <time.h>
 
+#include "../linnet_tools.h"
 #include "hash.h"
 
 uint64_t nanoseconds_now(void) {
@@ -151,11 +152,15 @@ int engine_open(engine *e, const char *path, bool metadata_only, linnet_model **
     return EXIT_WORKED;
 }
 
+linnet_session_options engine_session_options(const engine *e) {
+    return (linnet_session_options){
+        .ctx = e->ctx, .kv = engine_kv(e), .window_mode = window_mode(e)};
+}
+
 int engine_session(engine *e, linnet_model *model, linnet_session **out) {
     const linnet_model_info *info = linnet_model_get_info(model);
     linnet_error err;
-    linnet_session_options options = {
-        .ctx = e->ctx, .kv = engine_kv(e), .window_mode = window_mode(e)};
+    linnet_session_options options = engine_session_options(e);
     if (linnet_session_new(out, model, &options, &err)) return failed_with(&err);
     if (info->n_ctx_train > 0 && e->ctx > info->n_ctx_train)
         say("--ctx %d is beyond the %d tokens this model was trained on", e->ctx,
@@ -236,16 +241,27 @@ int text_to_ids(const linnet_model *model, const char *text, size_t n, unsigned 
 
 int chat_to_ids(const linnet_model *model, const char *name, const linnet_message *messages,
                 size_t n, bool add_generation_prompt, id_buffer *out) {
+    bool fits;
+    out->n = 0;
+    return chat_ids_from(model, name, messages, n, 0, add_generation_prompt, out, &fits);
+}
+
+int chat_ids_from(const linnet_model *model, const char *name, const linnet_message *messages,
+                  size_t n, size_t from, bool add_generation_prompt, id_buffer *out, bool *fits) {
     linnet_error err;
     size_t found = 0;
-    for (size_t cap = 256;; cap = found) {
-        if (!ids_reserve(out, cap)) return EXIT_FAILED;
-        if (linnet_chat_tokenize(model, name, messages, n, add_generation_prompt, out->at, out->cap,
-                                 &found, &err))
-            return failed_with(&err);
-        if (found <= out->cap) break;
+    *fits = true;
+    for (size_t room = 256;; room = found) {
+        if (!ids_reserve(out, out->n + room)) return EXIT_FAILED;
+        linnet_status s =
+            linnet_chat_continue(model, name, messages, n, from, add_generation_prompt,
+                                 out->at + out->n, out->cap - out->n, &found, &err);
+        *fits = s != LINNET_ERR_UNSUPPORTED;
+        if (from && !*fits) return EXIT_WORKED;
+        if (s) return failed_with(&err);
+        if (found <= out->cap - out->n) break;
     }
-    out->n = found;
+    out->n += found;
     return EXIT_WORKED;
 }
 

@@ -37,6 +37,7 @@ int load_state(linnet_session *session, const char *path);
 int save_state(const linnet_session *session, const char *path);
 size_t tokens_held(const linnet_session *session);
 linnet_kv_type engine_kv(const engine *e);
+linnet_session_options engine_session_options(const engine *e);
 
 /* Prefills `n` ids with progress and counts the time. */
 int engine_feed(engine *e, linnet_session *session, const int32_t *ids, size_t n, linnet_want want,
@@ -50,6 +51,9 @@ int text_to_ids(const linnet_model *model, const char *text, size_t n, unsigned 
 /* linnet_chat_tokenize into a buffer that is overwritten. */
 int chat_to_ids(const linnet_model *model, const char *name, const linnet_message *messages,
                 size_t n, bool add_generation_prompt, id_buffer *out);
+/* linnet_chat_continue, appended; *fits: the template does not rewrite what came before. */
+int chat_ids_from(const linnet_model *model, const char *name, const linnet_message *messages,
+                  size_t n, size_t from, bool add_generation_prompt, id_buffer *out, bool *fits);
 /* The template of --template, or the file's; EXIT_MISUSED or EXIT_FAILED after a sentence that
  * says how to choose. *out may stay NULL: the file's own. */
 int choose_template(const engine *e, const linnet_model *model, const char *path,

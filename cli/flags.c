@@ -142,13 +142,16 @@ int misused(const char *command, const char *format, ...) {
     return EXIT_MISUSED;
 }
 
-/* True when `name` (n bytes) is one of the '/'-separated spellings. */
+const char *flag_spelling(const flag *x, const char *after, size_t *n) {
+    const char *p = after ? after + *n + (after[*n] == '/') : x->names;
+    *n = strcspn(p, "/");
+    return p;
+}
+
 static bool is_named(const flag *x, const char *name, size_t n) {
-    for (const char *p = x->names; *p;) {
-        size_t length = strcspn(p, "/");
+    size_t length;
+    for (const char *p = flag_spelling(x, NULL, &length); length; p = flag_spelling(x, p, &length))
         if (length == n && !memcmp(p, name, n)) return true;
-        p += length + (p[length] == '/');
-    }
     return false;
 }
 
@@ -244,7 +247,22 @@ static int set_value(const flag_table *f, const flag *x, const char *name, const
 
 static void print_help(const flag_table *f);
 
+static struct {
+    void (*fn)(void *user, const flag_table *f);
+    void *user;
+} visit;
+
+void flags_visit(void (*fn)(void *user, const flag_table *f), void *user) {
+    visit.fn = fn;
+    visit.user = user;
+}
+
 int flags_parse(flag_table *f, int argc, char **argv) {
+    if (visit.fn) {
+        visit.fn(visit.user, f);
+        visit.fn = NULL;
+        return EXIT_WORKED;
+    }
     int n_found = 0;
     bool only_arguments = false; /* after "--" */
 

@@ -22,7 +22,7 @@ typedef struct {
 } number_list;
 
 typedef struct {
-    const char *names; /* "-t/--threads" */
+    const char *names; /* "-t/--threads"; empty: a heading, whose text is `help` */
     const char *value; /* what --help calls the value; NULL for a switch */
     const char *help;
     int kind;
@@ -70,6 +70,11 @@ void flag_texts(flag_table *f, const char *names, const char *value, text_list *
  * flag are appended. */
 void flag_numbers(flag_table *f, const char *names, const char *value, number_list *out, int each,
                   int low, int high, const char *help);
+
+/* The next flags_parse hands its table to `visit` instead of parsing, and returns EXIT_WORKED. */
+void flags_visit(void (*visit)(void *user, const flag_table *f), void *user);
+/* The spellings of a flag, one after the other: its length in *n, 0 after the last. */
+const char *flag_spelling(const flag *x, const char *after, size_t *n);
 
 /* argv[0] is the command. Returns KEEP_GOING, or an exit code: EXIT_WORKED after --help,
  * EXIT_MISUSED after a sentence about the first thing that is wrong. */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../linnet_tools.h"
 #include "commands.h"
 #include "describe.h"
 #include "engine.h"

@@ -66,7 +66,8 @@ static int parse(command_line *c, int argc, char **argv) {
                 "state bytes as papers count them, or as allocated; default model");
     flag_text(&f, "--title", "TEXT", &c->p.title, "instead of the title; task and preset stay");
     flags_title(&f, "Which rows");
-    flag_text(&f, "--task", "NAME", &c->p.task, "of recall; a chart shows one");
+    flag_text(&f, "--task", "NAME", &c->p.task,
+              "of recall; A,B,...: the mean of all their rows; a chart shows one or such a list");
     flag_text(&f, "--preset", "NAME", &c->p.preset, "of recall; none: rows without");
     flag_int(&f, "--depth", "D", &c->p.depth, 0, 1 << 30,
              "of bench: tokens before; default the most that all models have");

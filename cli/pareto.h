@@ -1,6 +1,6 @@
 /* Inside `linnet pareto`: rows of `bench` and `recall` in (pareto_read.c), joined to points
- * (pareto_join.c); charts (pareto_svg.c), tables (pareto_table.c) and a report (pareto_html.c) out.
- * Functions that return false have said why on stderr. */
+ * (pareto_join.c, pareto_speed.c); charts (pareto_chart.c, pareto_svg.c), tables (pareto_table.c)
+ * and a report (pareto_html.c) out. Functions that return false have said why on stderr. */
 #ifndef CLI_PARETO_H
 #define CLI_PARETO_H
 
@@ -74,7 +74,7 @@ const char *where(const result *r, char *out, size_t size);
 
 double number_in(const json_t *row, const char *key);    /* NaN where there is none */
 const char *text_in(const json_t *row, const char *key); /* NULL where there is none */
-double perplexity_in(const json_t *row); /* ppl_recall of the task ar, else perplexity */
+double quality_in(const json_t *row, int y);             /* Y_...; NaN where there is none */
 
 /* ---- points ------------------------------------------------------------------------------- */
 
@@ -87,11 +87,11 @@ typedef struct {
 } x_axis;
 
 enum { X_STATE_MODEL, X_STATE_ALLOC, X_SPEED, X_TTFT, X_RSS, N_X };
-enum { Y_ACC, Y_PERPLEXITY, N_Y };
+enum { Y_ACC, Y_PERPLEXITY, Y_RECALLED, N_Y }; /* the last: of what is to be recalled */
 extern const x_axis x_axes[N_X];
-extern const char *const y_names[N_Y];
+extern const char *const y_names[N_Y], *const y_titles[N_Y];
 #define X_NAMES "state_bytes_model state_bytes_alloc tg_ts ttft peak_rss"
-#define Y_NAMES "acc perplexity"
+#define Y_NAMES "acc perplexity ppl_recall"
 
 /* What a user may choose. */
 typedef struct {
@@ -118,6 +118,7 @@ typedef struct {
 
 typedef struct {
     const char *task, *preset; /* preset may be NULL */
+    int n_tasks;               /* above 1: task is a list, and segments are of all of them */
     measured *at;
     size_t n;
     json_t *varying;    /* the parameters that differ between segments: an object's keys */
@@ -134,6 +135,16 @@ typedef struct {
 /* The tasks (and presets, if `by_preset`) that the options choose, each checked. */
 bool groups_make(task_groups *g, sources *s, const pareto_options *o, bool by_preset);
 void groups_free(task_groups *g);
+
+/* Whether two rows agree in a setting ("seed", "dtype", ...); where one does not tell, as asked. */
+bool same_setting(const sources *s, const result *a, const result *b, const char *key,
+                  bool unknown_is_same);
+/* One sentence about two rows that differ, unless `force` lets it pass into the caption. -> force
+ */
+bool mixed(const sources *s, task_group *g, bool force, const char *key, const char *words,
+           const result *a, const result *b);
+/* What --force let pass, once. */
+void let_pass(task_group *g, const char *format, ...);
 
 /* Where speed was measured. */
 typedef struct {

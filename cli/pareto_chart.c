@@ -23,7 +23,8 @@ static void add_quality(page *p, const measured *m) {
     if (!isnan(m->y[Y_ACC]))
         page_add(p, "\naccuracy %.3f [%.3f, %.3f], n = %.0f", m->y[Y_ACC], m->low[Y_ACC],
                  m->high[Y_ACC], m->n);
-    if (!isnan(m->y[Y_PERPLEXITY])) page_add(p, "\nperplexity %.3f", m->y[Y_PERPLEXITY]);
+    for (int y = Y_PERPLEXITY; y < N_Y; y++)
+        if (!isnan(m->y[y])) page_add(p, "\n%s %.3f", y_titles[y], m->y[y]);
 }
 
 static void describe_point(page *p, const sources *s, const measured *m, const bench_cell *cell,
@@ -120,9 +121,12 @@ static void make_title(group_chart *gc, const task_group *g, const bench_cell *c
     if (o->title)
         page_add(&gc->title, "%s", o->title);
     else
-        page_add(&gc->title, "%s: %s against %s%s", g->task,
-                 y == Y_PERPLEXITY ? "perplexity" : "recall", axis->words, page_text(&place));
-    page_add(&gc->subtitle, "task %s, preset %s", g->task, g->preset ? g->preset : "none");
+        page_add(&gc->title, "%s: %s against %s%s", g->n_tasks > 1 ? "mean of tasks" : g->task,
+                 y == Y_ACC ? "recall" : y_titles[y], axis->words, page_text(&place));
+    page_add(&gc->subtitle, "task%s ", g->n_tasks > 1 ? "s" : "");
+    for (const char *at = g->task; *at; at++)
+        page_add(&gc->subtitle, g->n_tasks > 1 && *at == ',' ? "%c " : "%c", *at);
+    page_add(&gc->subtitle, ", preset %s", g->preset ? g->preset : "none");
     if (o->title && place.text.n) page_add(&gc->subtitle, ", %s%s", axis->words, page_text(&place));
     if (g->segments_text.text.n) page_add(&gc->subtitle, "; %s", page_text(&g->segments_text));
     page_free(&place);
@@ -133,7 +137,7 @@ static void make_caption(group_chart *gc, const sources *s, const task_group *g,
     page *p = &gc->caption;
     const json_t *seed = json_object_get(g->at[0].segments[0]->row, "seed");
     const char *activations = text_of_all(g, "activations", false);
-    add_n(p, g);
+    if (y != Y_PERPLEXITY) add_n(p, g); /* n does not count what else the text has */
     if (json_is_integer(seed))
         page_add(p, "%sseed %lld", p->text.n ? "; " : "", (long long)json_integer_value(seed));
     if (activations) page_add(p, "; activations %s", activations);
@@ -249,10 +253,7 @@ bool group_chart_make(group_chart *gc, const sources *s, const task_group *g,
         c->caption = page_text(&gc->caption);
         c->warning = page_text(&gc->warning);
         c->x_title = x_axes[x].title;
-        c->y_title = y == Y_ACC ? "accuracy"
-                     : !isnan(number_in(from[0]->segments[0]->row, "ppl_recall"))
-                         ? "perplexity of pairs seen before"
-                         : "perplexity";
+        c->y_title = y_titles[y];
         c->x_unit = x_axes[x].unit;
         c->x_more = x_axes[x].more_is_better;
         c->y_more = c->y_fraction = y == Y_ACC;

@@ -22,7 +22,8 @@ static const char style[] =
     "figure{margin:18px 0}figure svg{max-width:100%;height:auto;display:block}\n"
     ".muted{color:#57606a}.warn{border-left:4px solid #cf222e;padding:6px "
     "12px;background:#ffebe9}\n"
-    ".wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;white-space:nowrap}\n"
+    "a{color:#0969da}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;white-"
+    "space:nowrap}\n"
     "th,td{padding:4px 10px;border-bottom:1px solid #d8dee4;text-align:left}\n"
     "th{position:sticky;top:0;background:#fff}td.r,th.r{text-align:right;font-variant-numeric:"
     "tabular-nums}\n"
@@ -35,7 +36,9 @@ static const char style[] =
     ".point{cursor:default}.point:hover path,.point:focus path{stroke-width:4}.point:focus{outline:"
     "none}\n"
     "@media "
-    "(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}.muted{color:#9da7b1}th{"
+    "(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}.muted{color:#9da7b1}a{"
+    "color:#"
+    "58a6ff}th{"
     "background:#0d1117}th,td{border-color:#30363d}pre{background:#161b22}"
     ".warn{background:#3d1416;border-color:#f85149}#tip{background:#e6edf3;color:#0d1117}}\n"
     "@media print{figure{break-inside:avoid}}\n"
@@ -156,7 +159,8 @@ static void precision_words(page *p, const json_t *row) {
 /* Everything of the command after the models. */
 static void recall_words(page *p, const json_t *row) {
     const char *task = text_in(row, "task"), *parameters = text_in(row, "params"),
-               *preset = text_in(row, "preset"), *view = text_in(row, "view");
+               *preset = text_in(row, "preset"), *view = text_in(row, "view"),
+               *mode = text_in(row, "window_mode");
     bool of_file = task && strchr(task, ':');
     page spec = {0};
     page_add(&spec, "%s", task ? task : "");
@@ -178,6 +182,7 @@ static void recall_words(page *p, const json_t *row) {
     if (!preset && json_is_true(json_object_get(row, "twice"))) add_word(p, "--twice");
     add_number(p, "--seed", row, "seed");
     if (view && strcmp(view, "chunk") != 0) add_words(p, "--view", view);
+    if (mode && strcmp(mode, "sliding") != 0) add_words(p, "--window-mode", mode);
     precision_words(p, row);
 }
 
@@ -352,19 +357,37 @@ static bool add_speed_figures(page *p, sources *s, task_group *t, bench_cell *ce
     return true;
 }
 
-static bool add_group(page *p, sources *s, task_group *t, const pareto_options *o) {
+static void add_task_name(page *p, const task_group *t) {
+    page_xml(p, t->task);
+    if (t->preset) {
+        page_add(p, ", preset ");
+        page_xml(p, t->preset);
+    }
+}
+
+/* A way to each task, where there are several. */
+static void add_contents(page *p, const task_groups *g) {
+    if (g->n < 2) return;
+    page_add(p, "<p>");
+    for (size_t i = 0; i < g->n; i++) {
+        page_add(p, "%s<a href=\"#task-%zu\">", i ? " · " : "", i + 1);
+        add_task_name(p, &g->at[i]);
+        page_add(p, "</a>");
+    }
+    page_add(p,
+             " · <a href=\"#limits\">what this shows, and what not</a> · <a href=\"#commands\">the "
+             "commands</a></p>\n");
+}
+
+static bool add_group(page *p, sources *s, task_group *t, size_t number, const pareto_options *o) {
     bench_cell cell;
     page speed = {0};
     bool good = true, drawn = false;
     int y = o->y >= 0 ? o->y : group_has(t, Y_ACC) ? Y_ACC : Y_PERPLEXITY;
     int x = o->x >= 0 ? o->x : o->alloc ? X_STATE_ALLOC : X_STATE_MODEL;
     cell_choose(&cell, s, t, o);
-    page_add(p, "<h2>");
-    page_xml(p, t->task);
-    if (t->preset) {
-        page_add(p, ", preset ");
-        page_xml(p, t->preset);
-    }
+    page_add(p, "<h2 id=\"task-%zu\">", number);
+    add_task_name(p, t);
     page_add(p, "</h2>\n");
     if (t->forced.text.n) {
         page_add(p, "<p class=\"warn\">Not a fair comparison, mixed by --force: ");
@@ -377,8 +400,8 @@ static bool add_group(page *p, sources *s, task_group *t, const pareto_options *
     good = good && add_figure(p, s, t, &cell, o, x, y);
     if (good && o->x < 0) {
         page_add(p, "%s", page_text(&speed));
-        int other = y == Y_ACC ? Y_PERPLEXITY : Y_ACC;
-        if (o->y < 0 && group_has(t, other)) {
+        for (int other = 0; good && other < N_Y && o->y < 0; other++) {
+            if (other == y || !group_has(t, other)) continue;
             good = add_figure(p, s, t, &cell, o, x, other);
             if (good && drawn && any_speed(t)) good = add_figure(p, s, t, &cell, o, X_SPEED, other);
         }
@@ -389,7 +412,7 @@ static bool add_group(page *p, sources *s, task_group *t, const pareto_options *
     page_free(&speed);
     json_t *rows = good ? table_rows(s, t, &cell, x, y) : NULL;
     if (!rows) return false;
-    page_add(p, "<h3 id=\"table\">The table</h3>\n<p class=\"muted\">");
+    page_add(p, "<h3>The table</h3>\n<p class=\"muted\">");
     if (drawn || o->x == X_TTFT)
         page_add(p, "Speed at depth %d, batch %d. ", cell.depth, cell.batch);
     page_add(p, "●: on the frontier of %s against %s.</p>\n", y_names[y], x_axes[x].words);
@@ -436,8 +459,9 @@ bool report_write(page *p, sources *s, task_groups *g, const pareto_options *o) 
         page_xml(p, page_text(&s->forced));
         page_add(p, ".</p>\n");
     }
+    add_contents(p, g);
     for (size_t i = 0; i < g->n; i++)
-        if (!add_group(p, s, &g->at[i], o)) return false;
+        if (!add_group(p, s, &g->at[i], i + 1, o)) return false;
     page_add(p, "%s<h2>Fairness</h2>\n<p>", limits);
     page_xml(p, fairness);
     page_add(p, "</p>\n");

@@ -1,5 +1,5 @@
-/* Rows to points: one per model and settings, the mean of its segments, with the rows of bench that
- * were measured under the same settings. What a chart must not mix is refused here. */
+/* Rows to points: one per model and settings, the mean of its segments. What a chart must not mix
+ * is refused here, and in pareto_speed.c what it must not join. */
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -18,7 +18,9 @@ const x_axis x_axes[N_X] = {
     {"ttft", "time to first token", "time to first token", UNIT_MS, false, true},
     {"peak_rss", "peak resident memory", "peak memory", UNIT_BYTES, false, true},
 };
-const char *const y_names[N_Y] = {"acc", "perplexity"};
+const char *const y_names[N_Y] = {"acc", "perplexity", "ppl_recall"};
+const char *const y_titles[N_Y] = {"accuracy", "perplexity",
+                                   "perplexity of what is to be recalled"};
 
 /* ---- settings ----------------------------------------------------------------------------- */
 
@@ -37,15 +39,6 @@ static const struct {
     {"window_mode", "window mode"},
 };
 enum { N_SETTINGS = sizeof settings / sizeof *settings };
-
-/* The same of rows of bench, beside activations and kv, which must be those of recall. */
-static const struct {
-    const char *key, *words;
-} bench_settings[] = {
-    {"n_threads", "threads"}, {"backends", "backend"},    {"cpu_info", "processor"},
-    {"gpu_info", "GPU"},      {"isa", "instruction set"},
-};
-enum { N_BENCH_SETTINGS = sizeof bench_settings / sizeof *bench_settings };
 
 static bool has_kv(const model_entry *m) {
     size_t i;
@@ -82,8 +75,8 @@ static void setting_of(const sources *s, const result *r, const char *key, page 
     }
 }
 
-static bool same_setting(const sources *s, const result *a, const result *b, const char *key,
-                         bool unknown_is_same) {
+bool same_setting(const sources *s, const result *a, const result *b, const char *key,
+                  bool unknown_is_same) {
     page one = {0}, two = {0};
     setting_of(s, a, key, &one);
     setting_of(s, b, key, &two);
@@ -94,8 +87,7 @@ static bool same_setting(const sources *s, const result *a, const result *b, con
     return same;
 }
 
-/* What --force let pass, once. */
-static void let_pass(task_group *g, const char *format, ...) {
+void let_pass(task_group *g, const char *format, ...) {
     char text[1024];
     va_list args;
     va_start(args, format);
@@ -105,9 +97,8 @@ static void let_pass(task_group *g, const char *format, ...) {
         page_add(&g->forced, "%s%s", g->forced.text.n ? "; " : "", text);
 }
 
-/* One sentence, unless --force lets it pass into the caption. */
-static bool mixed(const sources *s, task_group *g, bool force, const char *key, const char *words,
-                  const result *a, const result *b) {
+bool mixed(const sources *s, task_group *g, bool force, const char *key, const char *words,
+           const result *a, const result *b) {
     page one = {0}, two = {0};
     char first[512], second[512];
     setting_of(s, a, key, &one);
@@ -150,7 +141,9 @@ static void split_parameters(json_t *out, const char *text) {
 static json_t *segment_of(const json_t *row) {
     static const char *const beside[] = {"len", "depth"};
     const json_t *parameters = json_object_get(row, "params");
-    json_t *out = json_is_object(parameters) ? json_copy((json_t *)parameters) : json_object();
+    json_t *out = json_object(), *task = json_object_get(row, "task");
+    if (task) json_object_set(out, "task", task); /* first: segments of one task stay together */
+    if (json_is_object(parameters)) json_object_update(out, (json_t *)parameters);
     if (json_is_string(parameters)) split_parameters(out, json_string_value(parameters));
     json_object_del(out, "file"); /* the task's name has it */
     for (size_t i = 0; i < sizeof beside / sizeof *beside; i++) {
@@ -257,6 +250,10 @@ static void describe_segments(task_group *g) {
     }
     json_object_foreach(keys, key, value) {
         page text = {0};
+        if (!strcmp(key, "task")) { /* the title has it */
+            if (g->n_tasks > 1) json_object_set_new(g->varying, key, json_true());
+            continue;
+        }
         page *to = values_of(g, key, &text) > 1 ? &varying : &fixed;
         if (to == &varying) json_object_set_new(g->varying, key, json_true());
         page_add(to, "%s%s %s", to->text.n ? ", " : "", key, page_text(&text));
@@ -276,7 +273,8 @@ static void describe_segments(task_group *g) {
 /* The interval of a mean of independent estimates from theirs (MOVER: Zou and Donner, Statistics in
  * Medicine 27, 2008): mean -+ sqrt(sum of squared distances) / m. */
 static void average(measured *p) {
-    double m = (double)p->n_segments, below = 0, above = 0, logs = 0;
+    double m = (double)p->n_segments, below = 0, above = 0;
+    double logs[N_Y] = {0};
     p->y[Y_ACC] = 0;
     p->state[0] = p->state[1] = (double)NAN; /* which fmax passes over */
     for (size_t i = 0; i < p->n_segments; i++) {
@@ -288,15 +286,18 @@ static void average(measured *p) {
         p->y[Y_ACC] += acc / m;
         below += (acc - low) * (acc - low);
         above += (high - acc) * (high - acc);
-        logs += log(perplexity_in(row)) / m;
+        for (int y = Y_PERPLEXITY; y < N_Y; y++)
+            logs[y] += log(quality_in(row, y)) / m;
         for (int k = 0; k < 2; k++)
             p->state[k] =
                 fmax(p->state[k], number_in(row, k ? "state_bytes_alloc" : "state_bytes_model"));
     }
-    p->y[Y_PERPLEXITY] = exp(logs);
     p->low[Y_ACC] = p->y[Y_ACC] - sqrt(below) / m;
     p->high[Y_ACC] = p->y[Y_ACC] + sqrt(above) / m;
-    p->low[Y_PERPLEXITY] = p->high[Y_PERPLEXITY] = (double)NAN;
+    for (int y = Y_PERPLEXITY; y < N_Y; y++) {
+        p->y[y] = exp(logs[y]);
+        p->low[y] = p->high[y] = (double)NAN;
+    }
 }
 
 /* ---- groups ------------------------------------------------------------------------------- */
@@ -310,15 +311,30 @@ static const char *task_of(const result *r) {
     return task ? task : "perplexity";
 }
 
-static bool is_chosen(const result *r, const pareto_options *o) {
+/* "copy,passkey" names both. */
+static bool names_task(const char *list, const char *task) {
+    size_t n = strlen(task);
+    for (const char *at = list; *at; at += strcspn(at, ","), at += *at == ',')
+        if (strcspn(at, ",") == n && !strncmp(at, task, n)) return true;
+    return false;
+}
+
+static bool is_chosen(const result *r, const pareto_options *o, bool several) {
     const char *preset = text_in(r->row, "preset");
-    return (!o->task || !strcmp(o->task, task_of(r))) &&
-           (!o->preset || !strcmp(o->preset, preset ? preset : "none"));
+    bool task =
+        !o->task || (several ? names_task(o->task, task_of(r)) : !strcmp(o->task, task_of(r)));
+    return task && (!o->preset || !strcmp(o->preset, preset ? preset : "none"));
 }
 
 static bool same_result(const json_t *a, const json_t *b) {
-    static const char *const keys[] = {
-        "acc", "hits", "n", "perplexity", "state_bytes_model", "state_bytes_alloc"};
+    static const char *const keys[] = {"acc",
+                                       "hits",
+                                       "n",
+                                       "ppl",
+                                       "ppl_recall",
+                                       "perplexity",
+                                       "state_bytes_model",
+                                       "state_bytes_alloc"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         double x = number_in(a, keys[i]), y = number_in(b, keys[i]);
         if (x != y && !(isnan(x) && isnan(y))) return false;
@@ -458,7 +474,7 @@ static bool finish_group(const sources *s, task_group *g, bool force) {
     return !g->segments_text.failed && !g->forced.failed;
 }
 
-static bool add_group(task_groups *g, const result *r, task_group **out) {
+static bool add_group(task_groups *g, const result *r, const char *several, task_group **out) {
     task_group *grown = realloc(g->at, (g->n + 1) * sizeof *grown);
     if (!grown) {
         complain("out of memory");
@@ -466,7 +482,10 @@ static bool add_group(task_groups *g, const result *r, task_group **out) {
     }
     g->at = grown;
     *out = &grown[g->n++];
-    **out = (task_group){.task = task_of(r), .preset = text_in(r->row, "preset")};
+    **out = (task_group){
+        .task = several ? several : task_of(r), .preset = text_in(r->row, "preset"), .n_tasks = 1};
+    for (const char *at = several; at && (at = strchr(at, ',')); at++)
+        (*out)->n_tasks++;
     return true;
 }
 
@@ -484,6 +503,33 @@ static void list_choices(const sources *s, const pareto_options *o, bool presets
     json_decref(seen);
 }
 
+static bool has_task(const sources *s, const char *list) {
+    for (size_t i = 0; i < s->recall.n && list; i++)
+        if (!strcmp(list, task_of(&s->recall.at[i]))) return true;
+    return !list;
+}
+
+/* Every task that is named has rows. */
+static bool check_tasks(const sources *s, const pareto_options *o) {
+    page name = {0}, choices = {0};
+    bool good = true;
+    for (const char *at = has_task(s, o->task) ? "" : o->task; *at && good; at += *at == ',') {
+        size_t n = strcspn(at, ",");
+        page_clear(&name);
+        page_add(&name, "%.*s", (int)n, at);
+        at += n;
+        good = has_task(s, page_text(&name));
+    }
+    if (!good) {
+        list_choices(s, &(pareto_options){0}, false, &choices);
+        complain("nothing to join: no row of task %s; there are %s", page_text(&name),
+                 page_text(&choices));
+    }
+    page_free(&name);
+    page_free(&choices);
+    return good;
+}
+
 bool groups_make(task_groups *g, sources *s, const pareto_options *o, bool by_preset) {
     page choices = {0};
     bool good = true;
@@ -491,24 +537,23 @@ bool groups_make(task_groups *g, sources *s, const pareto_options *o, bool by_pr
         complain("nothing to join: no row of recall among %zu rows of bench", s->bench.n);
         return false;
     }
+    if (!check_tasks(s, o)) return false;
+    /* A list, if it is not the name of one task: a file's name may have a comma. */
+    const char *several = has_task(s, o->task) ? NULL : o->task;
     for (size_t i = 0; good && i < s->recall.n; i++) {
         const result *r = &s->recall.at[i];
-        if (!is_chosen(r, o)) continue;
+        if (!is_chosen(r, o, several)) continue;
         task_group *to = NULL;
         for (size_t k = 0; k < g->n && !to; k++)
-            if (!strcmp(g->at[k].task, task_of(r)) &&
+            if ((several || !strcmp(g->at[k].task, task_of(r))) &&
                 (!by_preset || equal_texts(g->at[k].preset, text_in(r->row, "preset"))))
                 to = &g->at[k];
-        good = (to || add_group(g, r, &to)) && add_segment(s, to, r);
+        good = (to || add_group(g, r, several, &to)) && add_segment(s, to, r);
     }
     if (good && !g->n) {
-        bool task = false;
-        for (size_t i = 0; i < s->recall.n && o->task; i++)
-            task = task || !strcmp(o->task, task_of(&s->recall.at[i]));
-        bool presets = o->preset && (task || !o->task);
-        list_choices(s, o, presets, &choices);
-        complain("nothing to join: no row of %s %s; there are %s", presets ? "preset" : "task",
-                 presets ? o->preset : o->task, page_text(&choices));
+        list_choices(s, o, true, &choices);
+        complain("nothing to join: no row of preset %s; there are %s", o->preset,
+                 page_text(&choices));
         good = false;
     }
     if (good && !by_preset && g->n > 1) {
@@ -535,187 +580,4 @@ void groups_free(task_groups *g) {
     }
     free(g->at);
     *g = (task_groups){0};
-}
-
-/* ---- rows of bench ------------------------------------------------------------------------ */
-
-double speed_of(const json_t *bench) {
-    double median = number_in(bench, "median_ts");
-    if (isnan(median)) median = number_in(bench, "avg_ts"); /* llama-bench has no median */
-    return json_is_true(json_object_get(bench, "oom")) ? (double)NAN : median;
-}
-
-double x_of(const measured *m, int x) {
-    switch (x) {
-    case X_STATE_MODEL:
-    case X_STATE_ALLOC:
-        return m->state[x == X_STATE_ALLOC];
-    case X_SPEED:
-        return speed_of(m->tg);
-    case X_TTFT:
-        return number_in(m->pp, "ttft_ns") / 1e6;
-    default:
-        return number_in(m->tg ? m->tg : m->pp, "peak_rss_bytes");
-    }
-}
-
-static bool is_decode(const json_t *row) {
-    return number_in(row, "n_gen") > 0 && !(number_in(row, "n_prompt") > 0);
-}
-
-static bool is_prefill(const json_t *row) {
-    return number_in(row, "n_prompt") > 0 && !(number_in(row, "n_gen") > 0);
-}
-
-static int whole_in(const json_t *row, const char *key, int absent) {
-    double v = number_in(row, key);
-    return isnan(v) ? absent : (int)v;
-}
-
-/* Whether a row of bench could stand beside a point, its cell apart. */
-static bool suits(const result *r, const pareto_options *o, bool decode) {
-    if (o->threads && whole_in(r->row, "n_threads", 0) != o->threads) return false;
-    return decode ? is_decode(r->row) : is_prefill(r->row);
-}
-
-static bool same_activations(const sources *s, const measured *p, const result *r) {
-    return same_setting(s, p->segments[0], r, "activations", true) &&
-           same_setting(s, p->segments[0], r, "kv", true);
-}
-
-static bool in_group(const task_group *g, size_t model) {
-    for (size_t i = 0; i < g->n; i++)
-        if (g->at[i].model == model) return true;
-    return false;
-}
-
-/* Of the values of `key` in rows that suit (at depth `depth` if >= 0): the least or the greatest
- * that all of the group's models with such rows have, else that any has; -1 where there are none.
- */
-static int common_value(const sources *s, const task_group *g, const pareto_options *o, bool decode,
-                        const char *key, int depth, bool greatest, bool all) {
-    int best = -1;
-    for (size_t i = 0; i < s->bench.n; i++) {
-        const result *r = &s->bench.at[i];
-        if (!suits(r, o, decode) || !in_group(g, r->model)) continue;
-        if (depth >= 0 && whole_in(r->row, "n_depth", 0) != depth) continue;
-        int value = whole_in(r->row, key, !strcmp(key, "n_seqs"));
-        if (best >= 0 && (greatest ? value <= best : value >= best)) continue;
-        bool everywhere = true;
-        for (size_t m = 0; m < s->n_models && all && everywhere; m++) {
-            bool any = false, has = false;
-            for (size_t k = 0; k < s->bench.n; k++) {
-                const result *q = &s->bench.at[k];
-                if (q->model != m || !suits(q, o, decode)) continue;
-                any = true;
-                has = has || ((depth < 0 || whole_in(q->row, "n_depth", 0) == depth) &&
-                              whole_in(q->row, key, !strcmp(key, "n_seqs")) == value);
-            }
-            everywhere = !in_group(g, m) || !any || has;
-        }
-        if (everywhere) best = value;
-    }
-    if (best < 0 && all) return common_value(s, g, o, decode, key, depth, greatest, false);
-    return best;
-}
-
-bool cell_choose(bench_cell *c, const sources *s, const task_group *g, const pareto_options *o) {
-    bool decode = o->x != X_TTFT;
-    *c = (bench_cell){.depth = o->depth, .batch = o->batch};
-    if (c->depth < 0) c->depth = common_value(s, g, o, decode, "n_depth", -1, true, true);
-    int low = common_value(s, g, o, decode, "n_seqs", c->depth, false, true);
-    int high = common_value(s, g, o, decode, "n_seqs", c->depth, true, true);
-    c->any = s->bench.n > 0;
-    if (!c->batch) c->batch = low < 0 ? 1 : low;
-    if (c->depth < 0) c->depth = 0;
-    c->batches[c->n_batches++] = c->batch;
-    if (!o->batch && high > c->batch) c->batches[c->n_batches++] = high;
-    return true;
-}
-
-/* A row of the cell beside a point: of several tests the longest, of several measurements the
- * last. */
-static const result *pick(const bench_cell *c, const sources *s, const measured *p,
-                          const pareto_options *o, bool decode, const char **missing) {
-    const result *best = NULL;
-    bool any = false, other = false;
-    for (size_t i = 0; i < s->bench.n; i++) {
-        const result *r = &s->bench.at[i];
-        if (r->model != p->model || !suits(r, o, decode)) continue;
-        any = true;
-        if (whole_in(r->row, "n_depth", 0) != c->depth || whole_in(r->row, "n_seqs", 1) != c->batch)
-            continue;
-        if (!same_activations(s, p, r) && !o->force) {
-            other = true;
-            continue;
-        }
-        const char *key = decode ? "n_gen" : "n_prompt";
-        bool exact = same_activations(s, p, r);
-        bool worse = best && exact < same_activations(s, p, best);
-        if (!worse && (!best || exact > same_activations(s, p, best) ||
-                       whole_in(r->row, key, 0) >= whole_in(best->row, key, 0)))
-            best = r;
-    }
-    *missing = best    ? NULL
-               : other ? "bench has it with other activations or another type of keys and values"
-               : any   ? "no row of bench at this depth and batch"
-                       : "no row of bench";
-    if (best && json_is_true(json_object_get(best->row, "oom"))) *missing = "out of memory";
-    return best;
-}
-
-/* Rows that would be drawn together were measured alike. Looks at all that suit the cell, so that
- * two numbers of threads are not taken for one. */
-static bool check_speed(const bench_cell *c, const sources *s, task_group *g,
-                        const pareto_options *o, bool decode, const result **picked) {
-    const char *length = decode ? "n_gen" : "n_prompt";
-    for (size_t k = 0; k <= N_BENCH_SETTINGS; k++) {
-        const char *key = k < N_BENCH_SETTINGS ? bench_settings[k].key : length;
-        const char *words = k < N_BENCH_SETTINGS ? bench_settings[k].words : "tokens of the test";
-        const result *first = NULL;
-        bool told = false;
-        for (size_t i = 0; i < g->n && k == N_BENCH_SETTINGS && !told; i++) {
-            if (!picked[i]) continue;
-            if (!first) first = picked[i];
-            told = !same_setting(s, first, picked[i], key, true);
-            if (told && !mixed(s, g, o->force, key, words, first, picked[i])) return false;
-        }
-        for (size_t i = 0; i < s->bench.n && k < N_BENCH_SETTINGS && !told; i++) {
-            const result *r = &s->bench.at[i];
-            if (!suits(r, o, decode) || !in_group(g, r->model) ||
-                whole_in(r->row, "n_depth", 0) != c->depth ||
-                whole_in(r->row, "n_seqs", 1) != c->batch)
-                continue;
-            if (!first) first = r;
-            told = !same_setting(s, first, r, key, true);
-            if (told && !mixed(s, g, o->force, key, words, first, r)) return false;
-        }
-    }
-    for (size_t i = 0; i < g->n && o->force; i++)
-        if (picked[i] && !same_activations(s, &g->at[i], picked[i]))
-            let_pass(g, "%s: quality and speed under different activations or keys", g->at[i].name);
-    return !g->forced.failed;
-}
-
-bool cell_join(const bench_cell *c, const sources *s, task_group *g, const pareto_options *o,
-               int needs) {
-    const result **picked = calloc(g->n + 1, sizeof *picked);
-    bool good = picked != NULL;
-    if (!good) complain("out of memory");
-    for (int decode = 0; good && decode < 2; decode++) {
-        if ((needs == X_TTFT && decode) || (needs == X_SPEED && !decode)) continue;
-        for (size_t i = 0; i < g->n; i++) {
-            const char *missing;
-            picked[i] = pick(c, s, &g->at[i], o, decode, &missing);
-            const json_t *row = picked[i] ? picked[i]->row : NULL;
-            if (decode)
-                g->at[i].tg = row;
-            else
-                g->at[i].pp = row;
-            if (decode || needs == X_TTFT) g->at[i].missing = missing;
-        }
-        good = check_speed(c, s, g, o, decode, picked);
-    }
-    free(picked);
-    return good;
 }

@@ -54,9 +54,12 @@ const char *text_in(const json_t *row, const char *key) {
     return json_string_value(json_object_get(row, key));
 }
 
-double perplexity_in(const json_t *row) {
-    double sliced = number_in(row, "ppl_recall");
-    return isnan(sliced) ? number_in(row, "perplexity") : sliced;
+double quality_in(const json_t *row, int y) {
+    double all = number_in(row, "ppl");
+    return y == Y_ACC        ? number_in(row, "acc")
+           : y == Y_RECALLED ? number_in(row, "ppl_recall")
+           : isnan(all)      ? number_in(row, "perplexity")
+                             : all;
 }
 
 const char *where(const result *r, char *out, size_t size) {
@@ -74,13 +77,13 @@ static bool bad_row(const result *r, const char *what) {
 static bool check_recall(const result *r) {
     double acc = number_in(r->row, "acc"), n = number_in(r->row, "n"),
            hits = number_in(r->row, "hits");
-    double low = number_in(r->row, "acc_low"), high = number_in(r->row, "acc_high"),
-           perplexity = perplexity_in(r->row);
+    double low = number_in(r->row, "acc_low"), high = number_in(r->row, "acc_high");
     if (acc < 0 || acc > 1) return bad_row(r, "acc is a fraction from 0 to 1");
     if (low > acc + 1e-6 || high < acc - 1e-6 || low < -1e-6 || high > 1 + 1e-6)
         return bad_row(r, "acc_low and acc_high must lie from 0 to 1 and enclose acc");
     if (n < 0 || hits < 0 || hits > n) return bad_row(r, "expected 0 <= hits <= n");
-    if (perplexity <= 0) return bad_row(r, "perplexity must be above 0");
+    if (quality_in(r->row, Y_PERPLEXITY) <= 0 || quality_in(r->row, Y_RECALLED) <= 0)
+        return bad_row(r, "perplexity must be above 0");
     return true;
 }
 
@@ -126,7 +129,8 @@ static bool name_task(json_t *row) {
 static bool take_row(sources *s, const char *file, size_t at, bool is_lines, json_t *row) {
     result r = {.row = row, .file = file, .at = at, .is_lines = is_lines};
     if (!json_is_object(row)) return bad_row(&r, "expected a JSON object");
-    bool recall = text_in(row, "task") || !isnan(perplexity_in(row));
+    bool recall = text_in(row, "task") || !isnan(quality_in(row, Y_PERPLEXITY)) ||
+                  !isnan(quality_in(row, Y_RECALLED));
     bool bench = json_is_number(json_object_get(row, "n_gen")) &&
                  json_is_number(json_object_get(row, "n_prompt"));
     if (!recall && !bench)

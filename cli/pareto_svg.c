@@ -138,6 +138,7 @@ static double add_wrapped(page *p, double x, double y, double width, double size
 
 typedef struct {
     double low, high; /* of the values */
+    double end;       /* of fractions: where the ticks end; high leaves room above */
     double from, to;  /* in pixels */
     bool log;
 } scale;
@@ -176,13 +177,14 @@ static void byte_ticks(tick_list *t, const scale *s) {
 }
 
 static void decimal_ticks(tick_list *t, const scale *s) {
-    static const double fine[] = {1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9}, coarse[] = {1, 2, 5};
+    static const double fine[] = {1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9}, middle[] = {1, 1.5, 2, 3, 5, 7},
+                        coarse[] = {1, 2, 5};
     double ratio = s->high / s->low;
-    bool few = ratio > 12;
-    int n = few ? 3 : 10;
+    const double *steps = ratio > 12 ? coarse : ratio > 4 ? middle : fine;
+    int n = ratio > 12 ? 3 : ratio > 4 ? 6 : 10;
     for (int e = -9; e < 15; e++)
         for (int i = 0; i < n; i++)
-            if (ratio < 1e4 || i == 0) add_tick(t, s, (few ? coarse[i] : fine[i]) * pow(10, e));
+            if (ratio < 1e4 || i == 0) add_tick(t, s, steps[i] * pow(10, e));
 }
 
 static void linear_ticks(tick_list *t, const scale *s) {
@@ -233,7 +235,7 @@ static scale y_scale(const chart *c, double top) {
     }
     if (c->y_fraction) {
         s.low = s.low > 0.55 ? floor((s.low - 0.02) * 10) / 10 : 0;
-        s.high = 1;
+        s.high = s.end = s.high < 0.45 ? ceil((s.high + 0.01) * 20) / 20 : 1;
         double spare = (s.high - s.low) * 0.03; /* markers at 0 and 1 stay whole, */
         s.low -= spare;
         s.high += 2.5 * spare; /* and names fit above */
@@ -546,7 +548,7 @@ static void add_axes(page *p, const chart *c, const scale *sx, const scale *sy, 
     linear_ticks(&ty, sy);
     for (int i = 0; i < ty.n; i++) {
         double y = place(sy, ty.at[i]);
-        if (c->y_fraction && ty.at[i] > 1 + 1e-9) continue;
+        if (c->y_fraction && ty.at[i] > sy->end + 1e-9) continue;
         page_add(p, "<path class=\"grid\" d=\"M%d %.1fH%d\"/>", LEFT, y, WIDTH - RIGHT);
         tick_label(text, sizeof text, fabs(ty.at[i]) < 1e-12 ? 0 : ty.at[i], UNIT_RATE, false);
         add_text(p, LEFT - 8, y + 4, "tick faint", "end", text);
@@ -568,6 +570,7 @@ static void add_axes(page *p, const chart *c, const scale *sx, const scale *sy, 
     page_add(&y_title, "%s (%s", c->y_title, c->y_more ? "more is better →" : "← less is better");
     if (c->y_fraction && sy->low > 0.1)
         page_add(&y_title, "; the axis starts at %.1f", sy->low + 0.01);
+    if (c->y_fraction && sy->end < 1) page_add(&y_title, "; the axis ends at %.2f", sy->end);
     page_add(&y_title, ")");
     add_text(p, (LEFT + WIDTH - RIGHT) / 2.0, bottom + 40, "axis ink", "middle",
              page_text(&x_title));

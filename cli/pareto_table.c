@@ -44,10 +44,10 @@ static json_t *make_row(const sources *s, const task_group *g, const bench_cell 
     if (only) { /* of one row: as it says */
         alone.n = number_in(only->row, "n");
         alone.hits = number_in(only->row, "hits");
-        alone.y[Y_ACC] = number_in(only->row, "acc");
+        for (int k = 0; k < N_Y; k++)
+            alone.y[k] = quality_in(only->row, k);
         alone.low[Y_ACC] = number_in(only->row, "acc_low");
         alone.high[Y_ACC] = number_in(only->row, "acc_high");
-        alone.y[Y_PERPLEXITY] = perplexity_in(only->row);
         alone.state[0] = number_in(only->row, "state_bytes_model");
         alone.state[1] = number_in(only->row, "state_bytes_alloc");
         alone.tg = alone.pp = NULL;
@@ -58,6 +58,7 @@ static json_t *make_row(const sources *s, const task_group *g, const bench_cell 
     set_number(row, "acc_low", alone.low[Y_ACC]);
     set_number(row, "acc_high", alone.high[Y_ACC]);
     set_number(row, "perplexity", alone.y[Y_PERPLEXITY]);
+    set_number(row, "ppl_recall", alone.y[Y_RECALLED]);
     set_number(row, "state_bytes_model", alone.state[0]);
     set_number(row, "state_bytes_alloc", alone.state[1]);
     const json_t *bench = alone.tg ? alone.tg : alone.pp;
@@ -175,6 +176,10 @@ static void show_perplexity(const json_t *row, char *out, size_t size) {
     show_number(row, "perplexity", "%.3f", out, size);
 }
 
+static void show_recalled(const json_t *row, char *out, size_t size) {
+    show_number(row, "ppl_recall", "%.3f", out, size);
+}
+
 static void show_n(const json_t *row, char *out, size_t size) {
     show_number(row, "n", "%.0f", out, size);
 }
@@ -214,6 +219,7 @@ size_t table_columns(const json_t *rows, row_column out[MAX_COLUMNS]) {
         {{"segment", false, show_segment}, "segment"},
         {{"accuracy (95 %)", true, show_acc}, "acc"},
         {{"perplexity", true, show_perplexity}, "perplexity"},
+        {{"of what is to be recalled", true, show_recalled}, "ppl_recall"},
         {{"n", true, show_n}, "n"},
         {{"state (papers)", true, show_paper_state}, "state_bytes_model"},
         {{"state (held)", true, show_held_state}, "state_bytes_alloc"},

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "../linnet_tools.h"
 #include "commands.h"
 #include "engine.h"
 

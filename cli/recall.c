@@ -95,7 +95,7 @@ static void move_answers(recall_item *to, recall_item *from, size_t n) {
         to[k].guesses = from[k].guesses;
         from[k].said = (text_buffer){0};
         from[k].guesses = (id_buffer){0};
-        from[k].scored = from[k].hits = from[k].n_others = 0;
+        from[k].scored = from[k].hits = from[k].n_nats = from[k].n_others = 0;
         from[k].label_nats = from[k].other_nats = 0;
     }
 }

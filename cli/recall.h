@@ -28,14 +28,16 @@ typedef struct {
     id_buffer ids;                        /* what is fed */
     id_buffer labels;                     /* of id tasks, one per id: what follows, or ignored */
     id_buffer others;                     /* of ar, the same: what follows where it is not recall */
-    bool once;                            /* intro and context already hold the context twice */
-    bool cut_off;                         /* the answer was cut off with the text before it */
+    id_buffer gold; /* of text tasks: the first answer's, behind the prompt and a blank; empty where
+                       the tokenizer does not keep them apart from the prompt's */
+    bool once;      /* intro and context already hold the context twice */
+    bool cut_off;   /* the answer was cut off with the text before it */
     /* What the model said: recall_run fills it. */
     text_buffer said;
     id_buffer guesses; /* at each label, in order */
     size_t scored, hits;
-    double label_nats, other_nats; /* sums of negative log-likelihoods */
-    size_t n_others;
+    double label_nats, other_nats; /* sums of negative log-likelihoods: labels or gold, others */
+    size_t n_nats, n_others;
 } recall_item;
 
 /* Forgets what is in it; recall_item_free gives the memory back, too. */
@@ -85,6 +87,7 @@ struct recall_task {
     int n;            /* items where nobody says how many; 0: all that there are */
     bool takes_file;  /* NAME:FILE */
     bool ids;         /* an id task: labels are judged. Else a text task: */
+    bool likely;      /* of an id task: how likely the labels are, too */
     bool sized;       /* --len says how long a prompt is */
     bool deep;        /* --depths says where the answer stands */
     bool doubled;     /* --twice */

@@ -98,6 +98,7 @@ const recall_task task_ar = {
     .keys = "",
     .takes_file = true,
     .ids = true,
+    .likely = true,
     .open = open_ar,
     .close = close_ar,
     .check = check_ar,

@@ -87,6 +87,7 @@ const recall_task task_copy = {
     .keys = "N n",
     .n = 100,
     .ids = true,
+    .likely = true,
     .sized = true,
     .doubled = true,
     .open = open_copy,

@@ -115,9 +115,32 @@ static int make_longest(recall_cell *cell, size_t i, size_t room, recall_item *i
     return made == good ? EXIT_WORKED : make(cell, i, good, item);
 }
 
+/* The ids of the first answer, as a text of its own they may be others. */
+static int add_gold(const recall_cell *cell, recall_item *item) {
+    const char *answer = json_string_value(json_array_get(item->answers, 0));
+    text_buffer text = {0};
+    id_buffer before = {0}, all = {0};
+    int code = recall_prompt(cell->job, item, &text) ? EXIT_WORKED : EXIT_FAILED;
+    if (!code) code = text_to_ids(cell->model, text.at, text.n, LINNET_ADD_BOS, &before);
+    bool apart = text.n && strchr(" \t\n", text.at[text.n - 1]);
+    if (!code && !apart && *answer != ' ' && !text_append(&text, " ", 1)) code = EXIT_FAILED;
+    if (!code && !text_append(&text, answer, strlen(answer))) code = EXIT_FAILED;
+    if (!code) code = text_to_ids(cell->model, text.at, text.n, LINNET_ADD_BOS, &all);
+    if (!code && all.n > before.n && !memcmp(all.at, before.at, before.n * sizeof *all.at) &&
+        item->ids.n + all.n - before.n <= (size_t)cell->ctx &&
+        !ids_append(&item->gold, all.at + before.n, all.n - before.n))
+        code = EXIT_FAILED;
+    free(text.at);
+    free(before.at);
+    free(all.at);
+    return code;
+}
+
 int recall_fill(recall_cell *cell, size_t i, recall_item *item) {
     const recall_task *task = cell->job->task;
     size_t room = cell->len > task->max_new ? (size_t)(cell->len - task->max_new) : 1;
-    return task->sized && !task->ids && !cell->job->params.N ? make_longest(cell, i, room, item)
-                                                             : make_as_it_is(cell, i, room, item);
+    int code = task->sized && !task->ids && !cell->job->params.N
+                   ? make_longest(cell, i, room, item)
+                   : make_as_it_is(cell, i, room, item);
+    return code || task->ids ? code : add_gold(cell, item);
 }

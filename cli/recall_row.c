@@ -35,11 +35,12 @@ static uint64_t hash_items(const recall_item *items, size_t n) {
 }
 
 static void set_result(json_t *row, const recall_item *items, size_t n) {
-    size_t scored = 0, hits = 0, n_others = 0, cut_off = 0;
+    size_t scored = 0, hits = 0, n_nats = 0, n_others = 0, cut_off = 0;
     double label_nats = 0, other_nats = 0, low, high;
     for (size_t k = 0; k < n; k++) {
         scored += items[k].scored;
         hits += items[k].hits;
+        n_nats += items[k].n_nats;
         n_others += items[k].n_others;
         cut_off += items[k].cut_off;
         label_nats += items[k].label_nats;
@@ -54,8 +55,19 @@ static void set_result(json_t *row, const recall_item *items, size_t n) {
     set_real(row, "acc_high", high);
     json_set_int(row, "n_cut_off", cut_off);
     bool slices = n && items[0].others.n;
-    set_real(row, "ppl_recall", slices && scored ? exp(label_nats / (double)scored) : NAN);
+    set_real(row, "ppl",
+             slices ? exp((label_nats + other_nats) / (double)(n_nats + n_others)) : NAN);
+    set_real(row, "ppl_recall", n_nats ? exp(label_nats / (double)n_nats) : NAN);
     set_real(row, "ppl_other", slices && n_others ? exp(other_nats / (double)n_others) : NAN);
+}
+
+static bool has_mixer(const json_t *row, const char *name) {
+    size_t i;
+    const json_t *mixer;
+    json_array_foreach(json_object_get(row, "mixers"), i, mixer) {
+        if (!strcmp(json_string_value(mixer), name)) return true;
+    }
+    return false;
 }
 
 json_t *recall_row(const engine *e, const recall_cell *cell, const recall_item *items, size_t n,
@@ -85,6 +97,7 @@ json_t *recall_row(const engine *e, const recall_cell *cell, const recall_item *
     json_object_set_new(row, "depth", cell->depth >= 0 ? json_integer(cell->depth) : json_null());
     json_object_set_new(row, "twice", json_boolean(job->twice));
     set_text(row, "cut", job->cut ? job->cut : "none");
+    json_object_set_new(row, "max_ctx", job->max_ctx ? json_integer(job->max_ctx) : json_null());
     json_object_set_new(row, "bos",
                         json_boolean(n && items[0].ids.n && info->add_bos && info->bos >= 0 &&
                                      items[0].ids.at[0] == info->bos));
@@ -105,6 +118,7 @@ json_t *recall_row(const engine *e, const recall_cell *cell, const recall_item *
              run->cost.seconds > 0 ? (double)(run->cost.fed + run->cost.said) / run->cost.seconds
                                    : NAN);
     set_precision_keys(row, cell->model, kv, e->activations);
+    set_text(row, "window_mode", has_mixer(row, "lolcats") ? e->window_mode : NULL);
     json_set_int(row, "n_threads", (uint64_t)info->threads);
     set_text(row, "backends", gpu ? "CUDA" : "CPU");
     set_text(row, "isa", gpu ? NULL : info->isa);
@@ -194,9 +208,13 @@ static void show_accuracy(const json_t *row, char *out, size_t size) {
                  row_number(row, "acc_high"));
     else
         snprintf(out, size, "-");
-    if (row_number(row, "ppl_recall") > 0)
-        snprintf(out + strlen(out), size - strlen(out), ", ppl %.2f, other %.2f",
-                 row_number(row, "ppl_recall"), row_number(row, "ppl_other"));
+    if (row_number(row, "ppl_recall") > 0 && !(row_number(row, "ppl") > 0))
+        snprintf(out + strlen(out), size - strlen(out), ", ppl %.2f",
+                 row_number(row, "ppl_recall"));
+    else if (row_number(row, "ppl") > 0)
+        snprintf(out + strlen(out), size - strlen(out), ", ppl %.2f: %.2f, other %.2f",
+                 row_number(row, "ppl"), row_number(row, "ppl_recall"),
+                 row_number(row, "ppl_other"));
 }
 
 static void show_paper_state(const json_t *row, char *out, size_t size) {

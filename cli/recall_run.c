@@ -62,6 +62,7 @@ static bool judge_row(judge *j, size_t position, const float *logits) {
         item->scored++;
         item->hits += guess == label;
         if (!ids_append(&item->guesses, &guess, 1)) return false;
+        item->n_nats += j->nats;
         if (j->nats) item->label_nats -= log_likelihood(logits, j->n_rows, label);
     } else if (other >= 0) {
         item->n_others++;
@@ -86,7 +87,7 @@ static bool wants(const recall_item *item, size_t position) {
 static int run_ids(runner *x, recall_item *item) {
     judge j = {.item = item,
                .n_rows = (size_t)linnet_model_get_info(x->cell->model)->n_rows,
-               .nats = item->others.n,
+               .nats = x->cell->job->task->likely,
                .good = true};
     size_t first = 0, end = item->ids.n;
     while (first < end && !wants(item, first))
@@ -133,6 +134,22 @@ static bool listen(void *user, const char *text, size_t bytes) {
     return l->good && !l->hit && !interrupted();
 }
 
+/* How likely the first answer is behind the prompt. The session stays as it is. */
+static int judge_gold(runner *x, const linnet_session *asked, recall_item *item) {
+    size_t n_rows = (size_t)linnet_model_get_info(x->cell->model)->n_rows;
+    linnet_session *session = NULL;
+    int code = item->gold.n ? fork_session(asked, &session) : EXIT_WORKED;
+    for (size_t i = 0; i < item->gold.n && !code; i++) {
+        const int32_t *id = &item->gold.at[i];
+        item->label_nats -= log_likelihood(linnet_session_logits(session), n_rows, *id);
+        item->n_nats++;
+        if (i + 1 < item->gold.n)
+            code = engine_feed(x->e, session, id, 1, LINNET_LOGITS_LAST, NULL, NULL);
+    }
+    linnet_session_free(session);
+    return code;
+}
+
 static int run_text(runner *x, recall_item *item) {
     const recall_task *task = x->cell->job->task;
     linnet_error err;
@@ -150,6 +167,7 @@ static int run_text(runner *x, recall_item *item) {
     if (!code)
         code = feed(x, session, item->ids.at + base.n, item->ids.n - base.n, LINNET_LOGITS_LAST,
                     NULL, NULL);
+    if (!code) code = judge_gold(x, session, item);
     if (!code && linnet_generate(session, &options, listen, &l, &result, &err))
         code = failed_with(&err);
     if (!code && !l.good) code = EXIT_FAILED;

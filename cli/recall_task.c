@@ -152,8 +152,8 @@ void recall_item_clear(recall_item *item) {
     json_decref(item->answers);
     item->answers = NULL;
     item->intro.n = item->context.n = item->question.n = item->said.n = 0;
-    item->ids.n = item->labels.n = item->others.n = item->guesses.n = 0;
-    item->scored = item->hits = item->n_others = 0;
+    item->ids.n = item->labels.n = item->others.n = item->guesses.n = item->gold.n = 0;
+    item->scored = item->hits = item->n_nats = item->n_others = 0;
     item->label_nats = item->other_nats = 0;
     item->once = item->cut_off = false;
 }
@@ -168,6 +168,7 @@ void recall_item_free(recall_item *item) {
     free(item->labels.at);
     free(item->others.at);
     free(item->guesses.at);
+    free(item->gold.at);
     *item = (recall_item){0};
 }
 

@@ -1,12 +1,17 @@
-"""Makes haystack.txt and factbook.jsonl, the texts inside the linnet binary (README.md here).
+"""Makes haystack.txt and factbook.jsonl, the texts inside the linnet binary, and heldout.txt (README.md here).
+Needs NumPy.
 
-python3 data/extract.py AUSTEN.txt FACTBOOK.jsonl"""
+python3 data/extract.py AUSTEN.txt FACTBOOK.jsonl SHAKESPEARE.txt"""
 import json
 import os
 import sys
 
-HAYSTACK_BYTES, LONGEST_VALUE, LEAST_PAIRS = 300_000, 100, 100
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+
+from train.text import split_book, split_profiles
+
+HAYSTACK_BYTES, LONGEST_VALUE, LEAST_PAIRS, HELD_OUT_CHARACTERS = 300_000, 100, 100, 50_000
 
 
 def haystack(text):
@@ -17,16 +22,33 @@ def haystack(text):
 
 
 def factbook(lines):
-    """Countries 4, 14, 24, ... in order of their ids, without oceans and other short ones: their short values."""
-    countries = sorted((json.loads(line) for line in lines), key=lambda c: c["id"])
-    for c in countries[4::10]:
-        pairs = [[k, v] for k, v in c["pairs"] if len(v) <= LONGEST_VALUE]
-        if len(pairs) >= LEAST_PAIRS:
-            yield json.dumps({"id": c["id"], "pairs": pairs}, ensure_ascii=False, separators=(",", ":"))
+    """Every second country of those that no model of train/ learns, without oceans and other short ones: their
+    short values."""
+    _, countries = split_profiles([json.loads(line) for line in lines])
+    short = [(c["id"], [[k, v] for k, v in c["pairs"] if len(v) <= LONGEST_VALUE]) for c in countries]
+    for country, pairs in [c for c in short if len(c[1]) >= LEAST_PAIRS][1::2]:
+        yield json.dumps({"id": country, "pairs": pairs}, ensure_ascii=False, separators=(",", ":"))
+
+
+def held_out(books):
+    """Of the part of each book that no model of train/ learns, the end, whole paragraphs."""
+    for text in books:
+        held = split_book(text)[1]
+        yield held[held.index("\n\n", max(0, len(held) - HELD_OUT_CHARACTERS)):].strip("\n") + "\n"
+
+
+def read(path):
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+def write(name, lines):
+    with open(os.path.join(HERE, name), "w", encoding="utf-8") as f:
+        f.writelines(lines)
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1], encoding="utf-8") as f, open(os.path.join(HERE, "haystack.txt"), "w", encoding="utf-8") as out:
-        out.write(haystack(f.read()))
-    with open(sys.argv[2], encoding="utf-8") as f, open(os.path.join(HERE, "factbook.jsonl"), "w", encoding="utf-8") as out:
-        out.writelines(line + "\n" for line in factbook(f))
+    austen, facts, shakespeare = map(read, sys.argv[1:4])
+    write("haystack.txt", [haystack(austen)])
+    write("factbook.jsonl", [line + "\n" for line in factbook(facts.splitlines())])
+    write("heldout.txt", ["\n".join(held_out([austen, shakespeare]))])

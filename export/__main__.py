@@ -36,8 +36,10 @@ def parse(argv):
     group.add_argument("--set", metavar="KEY=VALUE", action="append",
                        help="an option over the config's: window_size=64, lora_alpha=16, n_sink=4, ...")
     args = parser.parse_args(argv)
-    for name in ("lora", "lolcats_config", "lora_config", "set"):
-        if getattr(args, name) and not args.lolcats:
+    if args.lolcats_config and not args.lolcats:
+        args.lolcats = []  # window_softmax has no maps
+    for name in ("lora", "lora_config", "set"):
+        if getattr(args, name) and args.lolcats is None:
             parser.error(f"--{name.replace('_', '-')} needs --lolcats MAPS.pt")
     return args
 

@@ -18,7 +18,7 @@ def run(args):
     check_out(out)
     values, tensors = open_checkpoint(source)
     config_path = os.path.join(source, "config.json")
-    if getattr(args, "lolcats", None):
+    if getattr(args, "lolcats", None) is not None:
         plan = linearize(args, values, config_path, tensors)
     else:
         plan = make_plan(values, config_path, {name: t.shape for name, t in tensors.items()})

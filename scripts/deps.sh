@@ -2,12 +2,21 @@
 # Installs what building, testing and exporting need: Debian packages (as root or through sudo) and
 # .venv with export/requirements.txt. Quick when all is there.
 #   scripts/deps.sh            all of that
+#   scripts/deps.sh --clients  what `make test-clients` needs besides: a browser, nginx, Redis, and
+#                              build/clients with tests/clients/requirements.txt
 #   scripts/deps.sh PACKAGE... these Debian packages alone
 set -eu
 cd "$(dirname "$0")/.."
 packages="gcc g++ libc6-dev pkg-config libgomp1 libsentencepiece-dev libpcre2-dev libjansson-dev
-libcmocka-dev python3 python3-venv python3-pip ca-certificates"
-[ $# -gt 0 ] && packages=$*
+libsodium-dev libhiredis-dev libcivetweb-dev libcmocka-dev python3 python3-venv python3-pip
+ca-certificates"
+requirements=export/requirements.txt venv=.venv
+if [ "${1:-}" = --clients ]; then
+    packages="chromium chromium-driver nginx-light redis-server python3 python3-venv"
+    requirements=tests/clients/requirements.txt venv=build/clients
+elif [ $# -gt 0 ]; then
+    packages=$* requirements=""
+fi
 
 missing=""
 for p in $packages; do
@@ -25,10 +34,10 @@ if [ -n "$missing" ]; then
     $sudo apt-get install -y -q --no-install-recommends $missing >/dev/null
 fi
 
-if [ $# -eq 0 ] && [ -f export/requirements.txt ] && ! cmp -s export/requirements.txt .venv/requirements.txt; then
-    echo "deps: filling .venv for the exporter"
-    rm -rf .venv
-    /usr/bin/python3 -m venv .venv
-    .venv/bin/python -m pip install -q --disable-pip-version-check -r export/requirements.txt
-    cp export/requirements.txt .venv/requirements.txt
+if [ -n "$requirements" ] && ! cmp -s "$requirements" "$venv/requirements.txt"; then
+    echo "deps: filling $venv with $requirements"
+    rm -rf "$venv"
+    /usr/bin/python3 -m venv "$venv"
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check -r "$requirements"
+    cp "$requirements" "$venv/requirements.txt"
 fi

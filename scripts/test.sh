@@ -2,6 +2,7 @@
 # Runs the tests and closes with one line that counts them.
 #   scripts/test.sh             everything: C tests, the command line, the exporter, bench/
 #   scripts/test.sh --c FILE... the C tests named and the command line
+#   scripts/test.sh --clients   tests/clients: the server with a browser and other people's clients
 # EMULATOR=program: what runs the C tests of another machine. The tests of the emulated GPU take
 # longest, one core, and run beside the others.
 set -u
@@ -43,6 +44,8 @@ run() {
 if [ "${1:-}" = --c ]; then
     shift
     tests=("$@")
+elif [ "${1:-}" = --clients ]; then
+    clients=1
 else
     for t in tests/test_*.c tests/test_*.cu; do
         t=$(basename "$t")
@@ -60,7 +63,14 @@ for t in "${beside[@]}"; do execute "$(basename "$t")" ${EMULATOR:+"$EMULATOR"} 
 for t in "${tests[@]}"; do
     case $t in */test_cuda*) ;; *) run "$(basename "$t")" ${EMULATOR:+"$EMULATOR"} "$t" ;; esac
 done
-[ -f tests/test_cli.sh ] && run test_cli bash tests/test_cli.sh
+if [ -n "${clients:-}" ]; then
+    for t in tests/clients/test_*.py; do
+        t=$(basename "$t" .py)
+        run "$t" build/clients/bin/python -m unittest -v "tests.clients.$t"
+    done
+elif [ -f tests/test_cli.sh ]; then
+    run test_cli bash tests/test_cli.sh
+fi
 if [ -n "${all:-}" ]; then
     for t in tests/test_*.py; do
         t=$(basename "$t" .py)

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* Memory that the pages of one cache are cut from: few allocations, and on the CPU huge pages. Each
  * page is used once. The slab goes with its last page, whoever holds that. */
@@ -78,12 +79,24 @@ kv_layout kv_layout_of(kv_kind kind, const kv_slot *slots, int layers) {
     return l;
 }
 
+/* Gives a page's memory back that is never used again, where its slab lives on: few pages of a slab
+ * may be snapshots that are kept for long. */
+static void discard(const kv_layout *l, const kv_page *p) {
+    static const uintptr_t unit = 4096; /* larger units of the system refuse, which does no harm */
+    if (!l->where->ops->host_memory || p->slab->n_pages == 1) return;
+    uintptr_t from = round_up((uintptr_t)p->data, unit);
+    uintptr_t to = ((uintptr_t)p->data + l->page_bytes) / unit * unit;
+    if (from < to) (void)madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
 static void release(kv_cache *c, size_t i) {
     kv_page *p = c->pages[i];
     if (!p) return;
     c->pages[i] = NULL;
     c->held--;
-    if (atomic_fetch_sub(&p->owners, 1) == 1) slab_release(p->slab);
+    if (atomic_fetch_sub(&p->owners, 1) != 1) return;
+    if (atomic_load(&p->slab->owners) > 1) discard(&c->layout, p);
+    slab_release(p->slab);
 }
 
 /* A writable page: fresh and zero, or a copy of `from`. */

@@ -207,14 +207,15 @@ static void exponentials(double *x, size_t n) {
     }
 }
 
-/* Bias and penalty applied to a copy of logits[n] (free it), or *out = NULL if nothing changes. */
+/* Bias, mask and penalty applied to a copy of logits[n] (free it), or *out = NULL if nothing
+ * changes. */
 static linnet_status adjust(const linnet_sampling *s, const float *logits, size_t n,
                             const int32_t *history, size_t n_history, float **out,
                             linnet_error *err) {
     *out = NULL;
     size_t window = min_size(n_history, (size_t)s->repeat_last);
     bool penalise = s->repeat_penalty != 1 && window > 0;
-    if (!penalise && s->n_bias == 0) return LINNET_OK;
+    if (!penalise && s->n_bias == 0 && !s->allowed) return LINNET_OK;
 
     float *x = malloc(n * sizeof *x);
     uint8_t *seen = calloc(n / 8 + 1, 1); /* one bit for each id */
@@ -226,6 +227,11 @@ static linnet_status adjust(const linnet_sampling *s, const float *logits, size_
     memcpy(x, logits, n * sizeof *x);
     for (size_t i = 0; i < s->n_bias; i++)
         x[s->bias[i].token] += s->bias[i].bias;
+    for (size_t word = 0; s->allowed && word < (n + 31) / 32; word++) {
+        uint32_t out_of_it = ~s->allowed[word];
+        for (size_t i = word * 32; out_of_it && i < n && i < word * 32 + 32; i++)
+            if (out_of_it >> (i % 32) & 1) x[i] -= INFINITY; /* as a bias: NaN stays NaN */
+    }
     for (size_t i = penalise ? n_history - window : n_history; i < n_history; i++) {
         int32_t id = history[i];
         if (id < 0 || (size_t)id >= n || seen[id / 8] >> (id % 8) & 1) continue;
@@ -248,16 +254,16 @@ static linnet_status largest(const float *x, size_t n, bool adjusted, int32_t *b
             at = i;
         } else if (x[i] != x[i]) {
             return fail(err, LINNET_ERR_NUMERIC, "logits: row %zu of %zu is NaN%s", i, n,
-                        adjusted ? " (after logit bias and repetition penalty)" : "");
+                        adjusted ? " (after logit bias, mask and repetition penalty)" : "");
         }
     }
     if (max == INFINITY)
         return fail(err, LINNET_ERR_NUMERIC, "logits: row %zu of %zu is +infinity%s", at, n,
-                    adjusted ? " (after logit bias and repetition penalty)" : "");
+                    adjusted ? " (after logit bias, mask and repetition penalty)" : "");
     if (max == -INFINITY)
         return fail(err, LINNET_ERR_NUMERIC,
                     "logits: all %zu rows are -infinity%s, no token is left to pick", n,
-                    adjusted ? " (after logit bias and repetition penalty)" : "");
+                    adjusted ? " (after logit bias, mask and repetition penalty)" : "");
     *best = (int32_t)at;
     return LINNET_OK;
 }

@@ -3,7 +3,8 @@
  * The steps, in this order, which is the order of transformers' generate()
  * (generation/utils.py, _get_logits_processor):
  *
- *   1. logit bias       added to the logits of the tokens named; repeated entries add up
+ *   1. logit bias       added to the logits of the tokens named; repeated entries add up; tokens
+ *                       that the mask `allowed` leaves out get -infinity the same way
  *   2. repetition penalty  Keskar et al. 2019 (CTRL), section 4.1, with the sign rule of
  *                       transformers: l > 0 ? l / penalty : l * penalty, once for every distinct
  *                       token among the last `repeat_last` of the history

@@ -5,10 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-linnet_model *session_model(const linnet_session *s) {
-    return s->model;
-}
-
 /* By default the trained length, or no limit where nothing grows with the text. */
 static int ctx_of(const linnet_model *m, int wanted) {
     if (wanted) return wanted;
@@ -94,7 +90,7 @@ void linnet_session_reset(linnet_session *s) {
     kv_truncate(&s->kv, 0);
     backend *b = s->model->backend;
     s->lost = s->state && b->ops->zero(b, s->state, s->model->state_bytes, NULL);
-    s->n_tokens = 0;
+    s->n_tokens = s->n_ruled = 0;
     s->has_logits = false;
 }
 
@@ -167,7 +163,7 @@ static linnet_status reserve(const linnet_item *item, linnet_error *err) {
 /* Which windows the item's tokens see. */
 static void choose_rule(const linnet_item *item) {
     linnet_session *s = item->session;
-    bool past_prompt = s->sampled || (s->mode == LINNET_TERRACE_HF && s->n_tokens);
+    bool past_prompt = item->sampled || (s->mode == LINNET_TERRACE_HF && s->n_tokens);
     s->rule = past_prompt ? LINNET_SLIDING : s->mode;
     s->whole = s->rule == LINNET_TERRACE_HF ? (int)item->n_tokens : 0;
 }
@@ -175,6 +171,7 @@ static void choose_rule(const linnet_item *item) {
 static void commit(const linnet_item *item) {
     linnet_session *s = item->session;
     memcpy(s->tokens + s->n_tokens, item->tokens, item->n_tokens * sizeof *s->tokens);
+    if (s->n_ruled == s->n_tokens && s->rule == s->mode) s->n_ruled += item->n_tokens;
     s->n_tokens += item->n_tokens;
     s->has_logits = item->want != LINNET_LOGITS_NONE;
     float *logits = s->pending;
@@ -197,27 +194,45 @@ static void roll_back(const linnet_item *item, const uint8_t *copy, linnet_statu
         s->lost = true;
 }
 
-/* Copies of the fixed-size states that a failing forward would leave half changed, one after the
- * other; *out is NULL where no item needs one. */
+/* Whether a failing forward could leave the item's fixed-size state half changed in a way that its
+ * session should not pay for: all but single steps, which may lose it. */
+static bool wants_copy(const linnet_item *item, bool stoppable) {
+    return item->session->model->state_bytes &&
+           (stoppable || item->n_tokens > 1 || item->rows != NULL);
+}
+
+/* Copies of those states, one after the other; *out is NULL where no item wants one. */
 static linnet_status copy_states(const linnet_item *items, size_t n, bool stoppable, uint8_t **out,
                                  size_t *total, linnet_error *err) {
     backend *b = items->session->model->backend;
-    size_t bytes = items->session->model->state_bytes;
-    bool needed = stoppable;
+    size_t bytes = items->session->model->state_bytes, copies = 0;
     void *memory;
     for (size_t i = 0; i < n; i++)
-        needed = needed || items[i].n_tokens > 1 || items[i].rows;
+        copies += wants_copy(&items[i], stoppable);
     *out = NULL;
-    if (!bytes || !needed) return LINNET_OK;
-    if (!mul_size(bytes, n, total))
-        return fail(err, LINNET_ERR_MEMORY, "no memory for a copy of %zu states of %zu bytes", n,
-                    bytes);
-    linnet_status s = b->ops->alloc(b, *total, &memory, err);
-    if (s) return s;
+    if (!copies) return LINNET_OK;
+    if (!mul_size(bytes, copies, total))
+        return fail(err, LINNET_ERR_MEMORY, "no memory for a copy of %zu states of %zu bytes",
+                    copies, bytes);
+    linnet_status s = LINNET_OK;
+    memory = copies == 1 ? (void *)atomic_exchange(&items->session->model->spare, 0) : NULL;
+    if (!memory && (s = b->ops->alloc(b, *total, &memory, err))) return s;
     *out = memory;
-    for (size_t i = 0; i < n && !s; i++)
-        s = b->ops->copy(b, *out + i * bytes, items[i].session->state, bytes, err);
+    uint8_t *to = memory;
+    for (size_t i = 0; i < n && !s; i++) {
+        if (!wants_copy(&items[i], stoppable)) continue;
+        s = b->ops->copy(b, to, items[i].session->state, bytes, err);
+        to += bytes;
+    }
     return s;
+}
+
+/* The room of a single copy is kept: new memory for every prefill would cost more than copying. */
+static void free_copies(linnet_model *m, uint8_t *copies, size_t bytes) {
+    uintptr_t none = 0;
+    bool kept = copies && bytes == m->state_bytes &&
+                atomic_compare_exchange_strong(&m->spare, &none, (uintptr_t)copies);
+    if (!kept) m->backend->ops->free(m->backend, copies, bytes);
 }
 
 linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress_fn progress,
@@ -241,13 +256,16 @@ linnet_status linnet_forward(linnet_item *items, size_t n_items, linnet_progress
         s = m->backend->ops->forward(m, items, n_items, progress, user, err);
         team_unlock(m->team);
     }
+    const uint8_t *copy = copies;
     for (size_t i = 0; i < n_items; i++) {
+        bool copied_one = copies && wants_copy(&items[i], progress != NULL);
         if (s)
-            roll_back(&items[i], copies ? copies + i * m->state_bytes : NULL, s);
+            roll_back(&items[i], copied_one ? copy : NULL, s);
         else
             commit(&items[i]);
+        if (copied_one) copy += m->state_bytes;
     }
-    m->backend->ops->free(m->backend, copies, copied);
+    free_copies(m, copies, copied);
     return s;
 }
 

@@ -2,7 +2,7 @@
  * cut into other pieces or after an error, its logits must be the same bits. Mutations begin with
  * tiny valid models made here and prefer the header; tests/data/models are good seeds too:
  *     make fuzz        or        build/fuzz/fuzz_model FOLDER tests/data/models */
-#include "../linnet.h"
+#include "../linnet_tools.h"
 #include "build_gguf.h"
 
 #include <math.h>

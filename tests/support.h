@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "../linnet.h"
+#include "../linnet_tools.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,7 +75,7 @@ static inline void feed_all(linnet_session *s, const int32_t *ids, size_t n, siz
     rows_at rows = {out, width};
     for (size_t at = 0; at < n;) {
         size_t some = !chunk || n - at < chunk ? n - at : chunk;
-        linnet_item item = {s, ids + at, some, LINNET_LOGITS_ALL, collect_rows, &rows};
+        linnet_item item = {s, ids + at, some, LINNET_LOGITS_ALL, collect_rows, &rows, false};
         if (linnet_forward(&item, 1, NULL, NULL, &err)) fail_msg("%s", err.text);
         at += some;
     }

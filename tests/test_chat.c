@@ -334,6 +334,135 @@ static void damaged_templates(void **state) {
     assert_true(looked > 3000);
 }
 
+/* ---- Going on ----------------------------------------------------------------------------- */
+
+enum { MAX_IDS = 512 };
+typedef struct {
+    int32_t at[MAX_IDS];
+    size_t n;
+} ids_of;
+
+static ids_of tokenized(const linnet_model *m, const char *name, const linnet_message *talk,
+                        size_t n, bool prompt) {
+    ids_of ids;
+    linnet_error err;
+    if (linnet_chat_tokenize(m, name, talk, n, prompt, ids.at, MAX_IDS, &ids.n, &err))
+        fail_msg("%s", err.text);
+    assert_true(ids.n <= MAX_IDS);
+    return ids;
+}
+
+/* The session of an answer holds `before` up to its last end token; what is added makes `all`. */
+static void goes_on(const linnet_model *m, const char *name, const linnet_message *talk, size_t n,
+                    size_t from, bool prompt) {
+    linnet_error err;
+    ids_of all = tokenized(m, name, talk, n, prompt),
+           before = tokenized(m, name, talk, from, false);
+    ids_of more, close, none;
+    if (linnet_chat_continue(m, name, talk, n, from, prompt, more.at, MAX_IDS, &more.n, &err))
+        fail_msg("%s, %zu of %zu: %s", name, from, n, err.text);
+    if (linnet_chat_continue(m, name, talk, from, from, false, close.at, MAX_IDS, &close.n, &err))
+        fail_msg("%s: %s", name, err.text);
+    assert_int_equal(linnet_chat_continue(m, name, talk, n, from, prompt, NULL, 0, &none.n, &err),
+                     LINNET_OK);
+    assert_int_equal(none.n, more.n);
+    size_t held = before.n;
+    while (held && !linnet_is_end(m, before.at[held - 1]))
+        held--;
+    if (!held) held = before.n; /* a template without end tokens */
+    if (held + more.n != all.n || memcmp(all.at, before.at, held * sizeof *all.at) ||
+        memcmp(all.at + held, more.at, more.n * sizeof *all.at))
+        fail_msg("%s, %zu of %zu: %zu held and %zu more do not make %zu ids", name, from, n, held,
+                 more.n, all.n);
+    /* The end of an answer is the end of what the session holds, and its last id ends a text. */
+    assert_true(close.n <= held);
+    if (*talk[from - 1].content) /* nothing may melt with what comes before the end token */
+        assert_memory_equal(close.at, before.at + held - close.n, close.n * sizeof *close.at);
+    if (linnet_is_end(m, before.at[held - 1])) {
+        assert_true(close.n > 0);
+        for (size_t i = 0; i < close.n; i++)
+            assert_int_equal(linnet_is_end(m, close.at[i]), i + 1 == close.n);
+    }
+}
+
+static void every_family_goes_on(void **state) {
+    (void)state;
+    static const linnet_message talk[] = {
+        {"system", "Be brief."}, {"user", "Hi <|im_end|>"},     {"assistant", "  Yes?\n"},
+        {"user", "\nNo."},       {"assistant", "</s>a"},        {"user", "Why?"},
+        {"assistant", ""},       {"user", "\xe2\x82\xac 7, a"},
+    };
+    static const char *const files[] = {"tests/data/tokenizer/bpe.gguf",
+                                        "tests/data/tokenizer/sp.gguf",
+                                        "tests/data/tokenizer/sp_v3.gguf"};
+    linnet_model_options options = {.metadata_only = true};
+    linnet_error err;
+    int32_t ids[MAX_IDS];
+    size_t n;
+    for (size_t f = 0; f < 3; f++) {
+        linnet_model *m = open_model(files[f], &options);
+        for (size_t i = 0; linnet_chat_template_name(i); i++) {
+            const char *name = linnet_chat_template_name(i);
+            bool thinks = !strcmp(name, "qwen3") || !strcmp(name, "qwen3.5");
+            for (size_t system = 0; system < 2; system++) {
+                const linnet_message *t = talk + 1 - system;
+                for (size_t from = 2 + system; from < 7 + system; from += 2) {
+                    /* Thoughts move, and a system message that goes with the last turn. */
+                    bool moves = system && !strcmp(name, "mistral-v3");
+                    if (moves && f != 2) continue; /* [INST] is a token there alone */
+                    if (thinks || moves) {
+                        assert_int_equal(linnet_chat_continue(m, name, t, from + 1, from, true, ids,
+                                                              MAX_IDS, &n, &err),
+                                         LINNET_ERR_UNSUPPORTED);
+                        assert_non_null(strstr(err.text, "rewrites what came before message"));
+                    } else {
+                        goes_on(m, name, t, from + 1, from, true);
+                        goes_on(m, name, t, 7 + system, from, true);
+                        goes_on(m, name, t, from + 1, from, false);
+                    }
+                }
+                assert_int_equal(
+                    linnet_chat_continue(m, name, t, 1 + system, 0, true, ids, MAX_IDS, &n, &err),
+                    LINNET_OK);
+                ids_of all = tokenized(m, name, t, 1 + system, true);
+                assert_int_equal(n, all.n);
+                assert_memory_equal(ids, all.at, n * sizeof *ids);
+            }
+        }
+        linnet_model_close(m);
+    }
+}
+
+static void going_on_is_refused(void **state) {
+    (void)state;
+    static const linnet_message talk[] = {{"user", "Hi"}, {"assistant", "Yes?"}, {"user", NULL}};
+    linnet_model_options options = {.metadata_only = true};
+    linnet_model *m = open_model("tests/data/tokenizer/bpe.gguf", &options);
+    linnet_error err;
+    int32_t ids[64];
+    size_t n = 7;
+    assert_int_equal(linnet_chat_continue(m, "chatml", talk, 2, 3, true, ids, 64, &n, &err),
+                     LINNET_ERR_ARGUMENT);
+    assert_string_equal(err.text, "linnet_chat_continue: from is 3, but there are 2 messages");
+    assert_int_equal(linnet_chat_continue(m, "chatml", talk, 2, 1, true, ids, 64, &n, &err),
+                     LINNET_ERR_ARGUMENT);
+    assert_string_equal(err.text, "linnet_chat_continue: message 1 has role \"user\", expected an "
+                                  "answer");
+    assert_int_equal(linnet_chat_continue(m, "chatml", talk, 3, 2, true, ids, 64, &n, &err),
+                     LINNET_ERR_ARGUMENT);
+    assert_string_equal(err.text, "message 3: its role or content is NULL");
+    assert_int_equal(linnet_chat_continue(m, "jazz", talk, 2, 2, true, ids, 64, &n, &err),
+                     LINNET_ERR_ARGUMENT);
+    assert_int_equal(linnet_chat_continue(NULL, "chatml", talk, 2, 2, true, ids, 64, &n, &err),
+                     LINNET_ERR_ARGUMENT);
+    assert_int_equal(linnet_chat_continue(m, "chatml", NULL, 2, 2, true, ids, 64, &n, &err),
+                     LINNET_ERR_ARGUMENT);
+    assert_int_equal(linnet_chat_continue(m, "chatml", talk, 2, 2, true, NULL, 64, &n, &err),
+                     LINNET_ERR_ARGUMENT);
+    assert_int_equal(n, 7);
+    linnet_model_close(m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(goldens),
@@ -341,6 +470,8 @@ int main(void) {
         cmocka_unit_test(every_family_by_name),
         cmocka_unit_test(a_name_beats_the_file),
         cmocka_unit_test(contents_forge_nothing),
+        cmocka_unit_test(every_family_goes_on),
+        cmocka_unit_test(going_on_is_refused),
         cmocka_unit_test(damaged_templates),
     };
     return cmocka_run_group_tests_name("chat", tests, NULL, NULL);

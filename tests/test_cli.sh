@@ -129,10 +129,17 @@ misuses "logits without --ids" "--ids FILE is missing" logits "$chat" -o x
 misuses "logits without -o" "-o OUT.npy is missing" logits "$chat" --ids x
 misuses "quantize to nothing known" "TYPE is one of" quantize "$chat" "$work/q.gguf" q3_X
 misuses "chat with an unknown template" "--template expects one of" chat "$chat" --template jazz --quiet
-for c in serve; do
-    try "$c" "$chat" -m x
-    check "$c comes later" refusal 2 "later"
-done
+misuses "a port that is none" "--port expects a whole number from 0 to 65535" serve "$chat" --port 65536
+misuses "no slots" "--slots expects" serve "$chat" --slots 0
+misuses "bytes that are none" "--cache-bytes expects bytes" serve "$chat" --cache-bytes 1Q
+misuses "bytes below nothing" "--cache-bytes expects bytes" serve "$chat" --cache-bytes -1G
+misuses "no states" "--redis-bytes expects at least 1K" serve "$chat" --redis-bytes 0
+misuses "a tiny body" "--max-body expects from 1K" serve "$chat" --max-body 5
+misuses "serve with an unknown template" "--template expects one of" serve "$chat" --template jazz --quiet
+try serve "$chat" --host no.such.host.invalid --quiet
+check "a host that is none" refusal 1 "no.such.host.invalid"
+try serve "$chat" --api-key-file "$work/none" --quiet
+check "no key file" refusal 1 "No such file"
 
 # ---- run: text, streams, ends
 prints "run says what is sampled" "AAAAA" run "$chat" -p hi -n 5 "${say_A[@]}"

@@ -57,7 +57,7 @@ static void feed(const subject *s, linnet_session *x, size_t from, size_t to, si
     for (size_t n; from < to; from += n) {
         n = chunk && chunk < to - from ? chunk : to - from;
         if (s->mode == LINNET_TERRACE_HF && from < TERRACE_PROMPT) n = TERRACE_PROMPT - from;
-        linnet_item item = {x, s->ids + from, n, LINNET_LOGITS_ALL, collect_rows, &rows};
+        linnet_item item = {x, s->ids + from, n, LINNET_LOGITS_ALL, collect_rows, &rows, false};
         if (linnet_forward(&item, 1, NULL, NULL, &err)) fail_msg("%s: %s", s->name, err.text);
     }
 }
@@ -107,7 +107,7 @@ static void *saved(linnet_session *x, size_t *n) {
 }
 
 static void states_near(const subject *s, linnet_session *x, linnet_session *y) {
-    linnet_model *m = session_model(x), *n = session_model(y);
+    linnet_model *m = x->model, *n = y->model;
     linnet_error err;
     size_t bytes = m->state_bytes;
     assert_int_equal(bytes, n->state_bytes);
@@ -199,7 +199,7 @@ static void in_batches(const subject *s, linnet_model *m, float *out) {
             n[b] = most < 4 ? most : t % 3 ? 1 : 4; /* steps, and pieces side by side */
             rows[b] = (rows_at){all[b], s->width};
             items[b] = (linnet_item){
-                x[b], s->ids + t + 11 * b, n[b], LINNET_LOGITS_ALL, collect_rows, &rows[b]};
+                x[b], s->ids + t + 11 * b, n[b], LINNET_LOGITS_ALL, collect_rows, &rows[b], false};
         }
         if (linnet_forward(items, B, NULL, NULL, &err)) fail_msg("%s: %s", s->name, err.text);
         t += n[0];

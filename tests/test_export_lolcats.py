@@ -211,6 +211,27 @@ class Layouts(Case):
         self.assertTrue(self.value(r, "linnet.lolcats.tied"))
         self.assertFalse(self.value(r, "linnet.lolcats.terrace"))
 
+    def test_windows_without_a_linear_part(self):
+        def config(**more):
+            with open(self.path("w.json"), "w") as f:
+                json.dump({"attention": {"attention_type": "window_softmax", "window_size": 16,
+                                         "n_sink": 4, "softmax_attentions": [1], **more}}, f)
+            return self.path("w.json")
+
+        name = "blk.0.attn_q.weight"
+        r, _ = self.export([], config())
+        self.assertEqual(self.value(r, "linnet.attention.window_layers"), [16, 0])
+        self.assertEqual(self.value(r, "linnet.attention.n_sink"), 4)
+        w = self.tensor(r, name)
+        r, said = self.export(self.save("ft.pt", lora()), config())
+        self.assertIn("8 LoRA updates of rank 2", said)
+        self.assertGreater(np.abs(self.tensor(r, name) - w).max(), 0)
+        os.remove(self.path("out.gguf"))
+        self.refused("attention.feature_map has no meaning", lolcats=[], config=config(feature_map="relu"))
+        self.refused("takes LoRA matrices alone", lolcats=self.save("maps.pt", maps()), config=config())
+        self.refused("needs feature maps", lolcats=[], config=self.config())
+
+    def test_adapters(self):
         adapters = {n: x for n, x in maps().items() if "window" in n}
         for i in range(L):
             for x in "qk":

@@ -87,8 +87,8 @@ static size_t piece(const cell *c, size_t at, size_t to, size_t chunk) {
 }
 
 static linnet_item next_item(const cell *c, linnet_session *s, size_t at, size_t n, rows_at *rows) {
-    s->sampled = c->s->f->sampled && at >= c->s->f->prompt;
-    return (linnet_item){s, c->ids + at, n, LINNET_LOGITS_ALL, collect_rows, rows};
+    bool sampled = c->s->f->sampled && at >= c->s->f->prompt;
+    return (linnet_item){s, c->ids + at, n, LINNET_LOGITS_ALL, collect_rows, rows, sampled};
 }
 
 /* Feeds tokens [from, to); their rows go to their place in out. */

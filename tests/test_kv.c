@@ -4,6 +4,7 @@
 #include "support.h"
 
 #include <pthread.h>
+#include <sys/mman.h>
 
 static uint64_t seed = 1;
 
@@ -382,6 +383,33 @@ static void forks_on_threads(void **state) {
         assert_int_equal(branches[i].wrong, 0);
 }
 
+/* A snapshot that keeps one page of a slab does not keep the memory of the others. */
+static void one_page_does_not_hold_the_slab(void **state) {
+    (void)state;
+    enum { HEADS = 8, DIM = 512, PAGES = 8, OS = 4096 }; /* 4 MB a page */
+    kv_cache c = make_cache(KV_F32, 2, HEADS, DIM), snapshot = {0};
+    uint8_t *data[PAGES], resident[16];
+    linnet_error err;
+    grow(&c, 0, PAGES * PAGE);
+    for (int i = 0; i < PAGES; i++) {
+        data[i] = c.pages[i]->data;
+        memset(data[i], i + 1, c.layout.page_bytes);
+    }
+    assert_int_equal(kv_fork(&c, &snapshot, &err), 0);
+    kv_truncate(&snapshot, PAGE);
+    kv_free(&c);
+    for (int i = 0; i < PAGES; i++) {
+        uint8_t *middle = data[i] + c.layout.page_bytes / 2 / OS * OS;
+        assert_int_equal((uintptr_t)middle % OS, 0);
+        assert_int_equal(mincore(middle, sizeof resident * OS, resident), 0);
+        for (size_t k = 0; k < sizeof resident; k++)
+            assert_int_equal(resident[k] & 1, i == 0);
+    }
+    for (size_t i = 0; i < snapshot.layout.page_bytes; i++)
+        assert_int_equal(data[0][i], 1);
+    kv_free(&snapshot);
+}
+
 /* Large pages are cut from slabs, which a fork keeps alive; small ones are not. */
 static void large_pages_are_cut_from_slabs(void **state) {
     (void)state;
@@ -430,6 +458,7 @@ int main(void) {
         cmocka_unit_test(random_histories),
         cmocka_unit_test(forks_on_threads),
         cmocka_unit_test(large_pages_are_cut_from_slabs),
+        cmocka_unit_test(one_page_does_not_hold_the_slab),
     };
     return cmocka_run_group_tests_name("kv", tests, NULL, NULL);
 }

@@ -92,7 +92,7 @@ static linnet_status feed(linnet_session *s, const int32_t *ids, size_t n, linne
     linnet_session_tokens(s, &before);
     uint64_t held = linnet_session_state_bytes(s);
     bool logits = linnet_session_logits(s) != NULL;
-    linnet_item item = {s, ids, n, LINNET_LOGITS_LAST, NULL, NULL};
+    linnet_item item = {s, ids, n, LINNET_LOGITS_LAST, NULL, NULL, false};
     linnet_status status = linnet_forward(&item, 1, on, NULL, err);
     if (!status) return status;
     linnet_session_tokens(s, &after);

@@ -143,13 +143,19 @@ class Frontier(Case):
                     self.assertEqual({t[0] for t, filled in drawn if filled}, best)
 
     def test_less_perplexity_is_better(self):
-        rows = [recall(model(n), 5, state=s, task="ar", params="file=a.txt", ppl_recall=p)
-                for n, s, p in (("a", 100, 9.0), ("b", 200, 8.0), ("c", 300, 8.5))]
-        points = self.points(rows, "--y", "perplexity")
-        self.assertEqual([points[n]["frontier"] for n in "abc"], ["true", "true", "false"])
-        text = " ".join(words_of(self.svg(rows, "--y", "perplexity")))
-        self.assertIn("perplexity of pairs seen before (← less is better)", text)
-        self.assertIn("ar:a.txt", text)
+        rows = [recall(model(n), 5, state=s, task="ar", params="file=a.txt", ppl=q, ppl_recall=p)
+                for n, s, p, q in (("a", 100, 9.0, 20.0), ("b", 200, 8.0, 21.0), ("c", 300, 8.5, 19.0))]
+        for y, best, words in (("perplexity", ["true", "false", "true"], "perplexity"),
+                               ("ppl_recall", ["true", "true", "false"], "perplexity of what is to be recalled")):
+            points = self.points(rows, "--y", y)
+            self.assertEqual([points[n]["frontier"] for n in "abc"], best)
+            self.assertEqual([points["a"][k] for k in ("perplexity", "ppl_recall")], ["20.0", "9.0"])
+            text = words_of(self.svg(rows, "--y", y))
+            self.assertIn(f"{words} (← less is better)", " ".join(text))
+            self.assertIn(f"ar:a.txt: {words} against state bytes", text)
+        for r in rows:  # what says only perplexity
+            r["perplexity"] = r.pop("ppl")
+        self.assertEqual(self.points(rows, "--y", "perplexity")["c"]["perplexity"], "19.0")
 
     def test_time_to_first_token_and_memory(self):
         rows = []
@@ -260,6 +266,58 @@ class Joins(Case):
         self.assertEqual(len(self.table(rows)), 2)
 
 
+class SeveralTasks(Case):
+    def rows(self):
+        made = []
+        for i, name in enumerate("abc"):
+            for k, task in enumerate(("copy", "passkey", "niah1")):
+                for length in (256, 512):
+                    made.append(recall(model(name), 100 * i + 10 * k + length // 256, 500 * (k + 1), task=task, params="",
+                                       len=length, state=length * (i + 1)))
+        return made
+
+    def test_mean_of_all_segments(self):
+        rows = self.rows()
+        points = self.points(rows, "--task", "copy,passkey")
+        for i, name in enumerate("abc"):
+            mine = [r for r in rows if r["task"] != "niah1" and r["model_filename"] == f"models/{name}.gguf"]
+            self.assertEqual(len(mine), 4)
+            self.assertAlmostEqual(float(points[name]["acc"]), sum(r["acc"] for r in mine) / 4)
+            low = points[name]["acc_low"]
+            self.assertAlmostEqual(float(low), sum(r["acc"] for r in mine) / 4 -
+                                   math.sqrt(sum((r["acc"] - r["acc_low"]) ** 2 for r in mine)) / 4)
+            self.assertEqual(points[name]["state_bytes_model"], str(512 * (i + 1)))
+        segments = [r["segment"] for r in self.table(rows, "--task", "copy,passkey") if r["model"] == "a"]
+        self.assertEqual(segments, ["mean", "task=copy len=256", "task=copy len=512", "task=passkey len=256", "task=passkey len=512"])
+
+    def test_what_the_chart_says(self):
+        text = words_of(self.svg(self.rows(), "--task", "passkey,niah1"))
+        self.assertIn("mean of tasks: recall against state bytes", text)
+        self.assertTrue(any("tasks passkey, niah1, preset none; mean of 4 segments: len 256–512" in t for t in text), text)
+
+    def test_the_axis_ends_where_a_reader_sees_something(self):
+        text = words_of(self.svg([recall(model("a"), 120), recall(model("b"), 60, state=2000)]))
+        self.assertIn("accuracy (more is better →; the axis ends at 0.20)", text)
+        self.assertNotIn("0.4", text)
+        self.assertIn("accuracy (more is better →)", words_of(self.svg([recall(model("a"), 450)])))
+
+    def test_one_of_them_is_still_alone(self):
+        rows = self.rows()
+        self.assertEqual({r["segment"] for r in self.table(rows, "--task", "copy")}, {"mean", "len=256", "len=512"})
+        self.assertEqual(len(self.table(rows, "--task", "copy,niah1")), 3 * 5)
+
+    def test_refusals(self):
+        rows = self.rows()
+        self.refused("no row of task sing; there are copy, passkey, niah1", rows, "--task", "copy,sing")
+        self.refused("no row of task ; there are", rows, "--task", "copy,,niah1")
+        self.refused("another number of tests", rows[:-1], "--task", "copy,niah1")
+        self.refused("seed", rows + [recall(model("d"), 5, task="copy", params="", len=256, seed=9)], "--task", "copy,passkey")
+
+    def test_a_file_with_a_comma_is_one_task(self):
+        rows = [recall(model("a"), h, task="jsonl", params=f"file={f}", len=None) for f, h in (("x,y.jsonl", 1), ("x", 2))]
+        self.assertEqual(self.points(rows, "--task", "jsonl:x,y.jsonl")["a"]["hits"], "1")
+
+
 class Mixtures(Case):
     def test_settings(self):
         a, b = model("a"), model("b")
@@ -271,6 +329,8 @@ class Mixtures(Case):
                  ("preset (jrt, jrt-twice)", [recall(a, 5, preset="jrt"), recall(b, 5, preset="jrt-twice")]),
                  ("cut rule (none, answer)", [recall(a, 5), recall(b, 5, cut="answer")]),
                  ("longest context (512, 1024)", [recall(a, 5, max_ctx=512), recall(b, 5, max_ctx=1024)]),
+                 ("window mode (sliding, terrace)",
+                  [recall(softmax, 5, window_mode=None), recall(a, 5, window_mode="sliding"), recall(b, 5, window_mode="terrace")]),
                  ("twice (false, true)", [recall(a, 5), recall(b, 5, twice=True)]),
                  ("another number of tests", [recall(a, 5), recall(b, 5), recall(b, 5, L=128)]),
                  ("other tests", [recall(a, 5), recall(b, 5, L=128)]),
@@ -474,6 +534,13 @@ class Drawing(Case):
         for want in ("4 kB", "256 kB", "512 kB", "1 MB", "2 MB"):
             self.assertIn(want, ticks)
 
+    def test_every_tick_of_speed_has_its_number(self):
+        for low, high in ((2000.0, 14000.0), (30000.0, 60000.0), (100.0, 3000.0), (5.0, 6.0)):
+            root = self.svg([r for n, v in (("a", low), ("b", high)) for r in (recall(model(n), 5), bench(model(n), v))], "--x", "tg_ts")
+            lines = [p for p in root.iter(SVG + "path") if p.get("class") == "grid" and "V" in p.get("d")]
+            ticks = [t.text for t in root.iter(SVG + "text") if t.get("class").startswith("tick") and t.get("text-anchor") == "middle"]
+            self.assertEqual(len(lines), len(ticks), ticks)
+
     def test_title(self):
         rows = [recall(model("a"), 5, preset="jrt", task="jsonl", params="file=swde.jsonl"), bench(model("a"), 9.0, 512, 4)]
         words = words_of(self.svg(rows, "--title", "My <title>"))
@@ -529,6 +596,17 @@ class Report(Case):
         self.assertEqual(re.findall(r"https?:[^\s\"']*", text.replace("http://www.w3.org/2000/svg", "")), [])
         self.assertNotRegex(text, r"url\(|@import|fetch\(|XMLHttp")
 
+    def test_several_tasks_have_contents(self):
+        one = self.rows()
+        both = one + [{**r, "task": "a<b", "params": ""} for r in one if r.get("L") or "task" in r and r["len"] == 64]
+        page = Page(self.make(both, ".html"))
+        names = [a["id"] for _, a in page.found if "id" in a]
+        self.assertEqual(len(names), len(set(names)))
+        links = [a["href"] for tag, a in page.found if tag == "a"]
+        self.assertEqual(links, ["#task-1", "#task-2", "#limits", "#commands"])
+        self.assertTrue({link[1:] for link in links} <= set(names))
+        self.assertNotIn("a", [tag for tag, _ in Page(self.make(one, ".html")).found])
+
     def test_charts_tables_and_words(self):
         text = self.make(self.rows(), ".html")
         page = Page(text)
@@ -548,9 +626,10 @@ class Report(Case):
         rows = self.rows()
         for r in rows:
             if "task" in r:
-                r.update(task="ar", params="file=t.txt", ppl_recall=9.0 + r["hits"] / 1000)
+                r.update(task="ar", params="file=t.txt", ppl=9.0 + r["hits"] / 1000, ppl_recall=8.0)
         titles = re.findall(r"<svg[^>]*>\s*<title>(.*?)</title>", self.make(rows, ".html"))
-        self.assertEqual(titles[3:], ["ar:t.txt: perplexity against state bytes", "ar:t.txt: perplexity against decode speed at depth 512, batch 1"])
+        self.assertEqual(titles[3:], [f"ar:t.txt: {y} against {x}" for y in ("perplexity", "perplexity of what is to be recalled")
+                                      for x in ("state bytes", "decode speed at depth 512, batch 1")])
 
     def test_without_bench(self):
         text = self.make([r for r in self.rows() if "task" in r], ".html")

@@ -473,8 +473,11 @@ static void test_perfect_recall(void **state) {
     json_t *rows = run_well("--activations exact --view both --len 600 --n 4 --task passkey --task "
                             "phonebook --task phonebook:N=30 --task copy:N=100",
                             copying);
-    for (size_t i = 0; i < 4; i++)
+    for (size_t i = 0; i < 4; i++) {
         assert_true(number(rows, i, "acc") == 1);
+        if (number(rows, i, "ppl_recall") > 1.01)
+            fail_msg("row %zu: %f", i, number(rows, i, "ppl_recall"));
+    }
     assert_true(number(rows, 3, "n") == 4 * 99);
     assert_string_equal(text(rows, 3, "params"), "N=100");
     json_decref(rows);
@@ -498,6 +501,9 @@ static void test_chance(void **state) {
     assert_true(number(rows, 0, "acc_low") < 2.0 / 64); /* values are one of 32 */
     assert_true(number(rows, 1, "acc") < 0.05);
     assert_true(number(rows, 2, "acc") == 0);
+    for (size_t i = 1; i < 3; i++) /* no better than one of all 262 ids */
+        assert_true(number(rows, i, "ppl_recall") > 262);
+    assert_true(json_is_null(json_object_get(json_array_get(rows, 0), "ppl_recall")));
     json_decref(rows);
 }
 
@@ -568,12 +574,39 @@ static void test_slices(void **state) {
     json_t *rows = run_well(arguments, paired);
     assert_true(number(rows, 0, "n") == 4 && number(rows, 0, "hits") == 4);
     assert_true(number(rows, 0, "ppl_recall") < 1.01 && number(rows, 0, "ppl_other") > 10);
+    assert_float_equal(
+        7 * log(number(rows, 0, "ppl")),
+        4 * log(number(rows, 0, "ppl_recall")) + 3 * log(number(rows, 0, "ppl_other")), 1e-9);
     json_decref(rows);
     snprintf(arguments, sizeof arguments, "--task ar:%s --max-ctx 5", at("text"));
     rows =
         run_well(arguments, paired); /* abcab, cab: only ab is there twice; 3 ids are no window */
     assert_true(number(rows, 0, "n") == 1 && number(rows, 0, "n_items") == 1);
     json_decref(rows);
+}
+
+/* A row tells what a LoLCATs model's windows were, and how much of a document was fed. */
+static void test_settings_of_a_row(void **state) {
+    (void)state;
+    static const char model[] = "tests/data/window_modes/terrace.gguf";
+    static const char *const modes[] = {"sliding", "terrace", "terrace-hf"};
+    for (size_t i = 0; i < 3; i++) {
+        char arguments[128];
+        snprintf(arguments, sizeof arguments, "--task copy:N=20,n=2 --window-mode %s", modes[i]);
+        json_t *rows = run_well(arguments, model);
+        assert_string_equal(text(rows, 0, "window_mode"), modes[i]);
+        assert_true(json_is_null(json_object_get(json_array_get(rows, 0), "max_ctx")));
+        json_decref(rows);
+    }
+    char arguments[256];
+    write_lines("text", "abcabcab");
+    snprintf(arguments, sizeof arguments, "--task ar:%s --max-ctx 5", at("text"));
+    json_t *rows = run_well(arguments, paired);
+    assert_true(json_is_null(json_object_get(json_array_get(rows, 0), "window_mode")));
+    assert_true(number(rows, 0, "max_ctx") == 5);
+    json_decref(rows);
+    assert_int_equal(recall(NULL, "-m %s --task copy --window-mode terrace", copying), 1);
+    assert_non_null(strstr(complaint(), "window mode terrace is for LoLCATs models"));
 }
 
 static void test_twice(void **state) {
@@ -739,16 +772,27 @@ static int remove_models(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_splitmix),      cmocka_unit_test(test_hash_of_a_file),
-        cmocka_unit_test(test_mqar_golden),   cmocka_unit_test(test_mqar_distribution),
-        cmocka_unit_test(test_words),         cmocka_unit_test(test_scoring),
-        cmocka_unit_test(test_wilson),        cmocka_unit_test(test_presets),
-        cmocka_unit_test(test_cuts),          cmocka_unit_test(test_prompts_fill),
-        cmocka_unit_test(test_depths),        cmocka_unit_test(test_perfect_recall),
-        cmocka_unit_test(test_chance),        cmocka_unit_test(test_data_hash),
-        cmocka_unit_test(test_nothing_leaks), cmocka_unit_test(test_slices),
-        cmocka_unit_test(test_twice),         cmocka_unit_test(test_documents),
-        cmocka_unit_test(test_bad_lines),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_splitmix),
+        cmocka_unit_test(test_hash_of_a_file),
+        cmocka_unit_test(test_mqar_golden),
+        cmocka_unit_test(test_mqar_distribution),
+        cmocka_unit_test(test_words),
+        cmocka_unit_test(test_scoring),
+        cmocka_unit_test(test_wilson),
+        cmocka_unit_test(test_presets),
+        cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_prompts_fill),
+        cmocka_unit_test(test_depths),
+        cmocka_unit_test(test_perfect_recall),
+        cmocka_unit_test(test_chance),
+        cmocka_unit_test(test_data_hash),
+        cmocka_unit_test(test_nothing_leaks),
+        cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_settings_of_a_row),
+        cmocka_unit_test(test_twice),
+        cmocka_unit_test(test_documents),
+        cmocka_unit_test(test_bad_lines),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, make_models, remove_models);
 }

@@ -371,8 +371,8 @@ static void misuse_leaves_sessions_alone(void **state) {
     assert_int_equal(linnet_feed(s, high, 2, LINNET_LOGITS_LAST, &err), LINNET_ERR_ARGUMENT);
     assert_int_equal(linnet_feed(s, ids, 62, LINNET_LOGITS_LAST, &err), LINNET_ERR_CONTEXT);
     assert_non_null(strstr(err.text, "context of 64 tokens has room for 61"));
-    linnet_item twice[] = {{s, ids, 1, LINNET_LOGITS_LAST, NULL, NULL},
-                           {s, ids, 1, LINNET_LOGITS_LAST, NULL, NULL}};
+    linnet_item twice[] = {{s, ids, 1, LINNET_LOGITS_LAST, NULL, NULL, false},
+                           {s, ids, 1, LINNET_LOGITS_LAST, NULL, NULL, false}};
     assert_int_equal(linnet_forward(twice, 2, NULL, NULL, &err), LINNET_ERR_ARGUMENT);
     twice[1].session = foreign;
     assert_int_equal(linnet_forward(twice, 2, NULL, NULL, &err), LINNET_ERR_ARGUMENT);
@@ -421,7 +421,7 @@ static void cancelling_leaves_sessions_alone(void **state) {
     assert_int_equal(linnet_feed(s, ids, 5, LINNET_LOGITS_LAST, &err), 0);
     assert_int_equal(linnet_feed(twin, ids, 5, LINNET_LOGITS_LAST, &err), 0);
     uint64_t bytes = linnet_session_state_bytes(s);
-    linnet_item item = {s, ids, N, LINNET_LOGITS_LAST, NULL, NULL};
+    linnet_item item = {s, ids, N, LINNET_LOGITS_LAST, NULL, NULL, false};
     assert_int_equal(linnet_forward(&item, 1, stop_second, &calls, &err), LINNET_ERR_CANCELLED);
     assert_int_equal(calls, 2);
     item.want = LINNET_LOGITS_ALL;

@@ -75,6 +75,7 @@ static bool reference(const linnet_sampling *s, const float *logits, int n, cons
         float x = logits[i];
         for (size_t b = 0; b < s->n_bias; b++)
             if (s->bias[b].token == i) x += s->bias[b].bias;
+        if (s->allowed && !(s->allowed[i / 32] >> (i % 32) & 1)) x = -INFINITY;
         bool seen = false;
         for (size_t h = 0; h < n_history && h < (size_t)s->repeat_last; h++)
             seen |= history[n_history - 1 - h] == i;
@@ -169,6 +170,11 @@ static void equals_reference_on_random_settings(void **state) {
             bias[i].token = 1 + (int32_t)(random_u32() % (uint32_t)(n - 1));
             bias[i].bias = random_u32() % 4 ? random_logit(3) : -INFINITY;
         }
+        uint32_t allowed[(MAX + 31) / 32];
+        for (int i = 0; i < (n + 31) / 32; i++)
+            allowed[i] = random_u32() | (cases % 3 ? 0 : random_u32());
+        allowed[0] |= 1; /* which neither a bias nor -infinity takes away */
+        if (random_u32() % 3 == 0) s.allowed = allowed;
         linnet_error err;
         assert_int_equal(sample_distribution(&s, logits, (size_t)n, 0, history, n_history, p, &err),
                          0);
@@ -281,14 +287,14 @@ static void frequencies_follow_the_distribution(void **state) {
         const char *name;
         linnet_sampling s;
     } settings[] = {
-        {"temperature 1", {1, 1, 0, 1, 0, 1, 64, NULL, 0}},
-        {"temperature 0.5", {2, 0.5f, 0, 1, 0, 1, 64, NULL, 0}},
-        {"temperature 3", {3, 3, 0, 1, 0, 1, 64, NULL, 0}},
-        {"top-k 5", {4, 1, 5, 1, 0, 1, 64, NULL, 0}},
-        {"top-p 0.8", {5, 1, 0, 0.8f, 0, 1, 64, NULL, 0}},
-        {"min-p 0.1", {6, 1, 0, 1, 0.1f, 1, 64, NULL, 0}},
-        {"all together", {7, 1.5f, 10, 0.9f, 0.05f, 1.3f, 64, NULL, 0}},
-        {"the largest seed", {UINT64_MAX, 1, 0, 1, 0, 1, 64, NULL, 0}},
+        {"temperature 1", {1, 1, 0, 1, 0, 1, 64, NULL, 0, NULL}},
+        {"temperature 0.5", {2, 0.5f, 0, 1, 0, 1, 64, NULL, 0, NULL}},
+        {"temperature 3", {3, 3, 0, 1, 0, 1, 64, NULL, 0, NULL}},
+        {"top-k 5", {4, 1, 5, 1, 0, 1, 64, NULL, 0, NULL}},
+        {"top-p 0.8", {5, 1, 0, 0.8f, 0, 1, 64, NULL, 0, NULL}},
+        {"min-p 0.1", {6, 1, 0, 1, 0.1f, 1, 64, NULL, 0, NULL}},
+        {"all together", {7, 1.5f, 10, 0.9f, 0.05f, 1.3f, 64, NULL, 0, NULL}},
+        {"the largest seed", {UINT64_MAX, 1, 0, 1, 0, 1, 64, NULL, 0, NULL}},
     };
     float logits[N];
     for (int i = 0; i < N; i++)
@@ -397,7 +403,7 @@ static const setting_case SETTINGS[] = {
     {"penalty small", WITH(.repeat_penalty = 1e-6f), 0, NULL},
     {"penalty at its largest", WITH(.repeat_penalty = 3.4e38f), 0, NULL},
     {"penalty that overflows", WITH(.repeat_penalty = 1e-45f), LINNET_ERR_NUMERIC,
-     "after logit bias and repetition penalty"},
+     "after logit bias, mask and repetition penalty"},
     {"penalty 0", WITH(.repeat_penalty = 0), ARG, "repeat_penalty"},
     {"penalty negative", WITH(.repeat_penalty = -1), ARG, "repeat_penalty"},
     {"penalty NaN", WITH(.repeat_penalty = NAN), ARG, "repeat_penalty"},
@@ -572,6 +578,14 @@ static void logits_that_are_no_numbers(void **state) {
             assert_int_equal(sample_token(&s, logits, N, 0, NULL, 0, &token, &err),
                              LINNET_ERR_NUMERIC);
             s.n_bias = 0;
+            uint32_t others[(N + 31) / 32];
+            memset(others, 0xFF, sizeof others);
+            others[at / 32] &= ~((uint32_t)1 << (at % 32));
+            s.allowed = others;
+            assert_int_equal(sample_token(&s, logits, N, 0, NULL, 0, &token, &err),
+                             LINNET_ERR_NUMERIC);
+            assert_non_null(strstr(err.text, row));
+            s.allowed = NULL;
         }
         for (int i = 0; i < N; i++)
             logits[i] = -INFINITY;
@@ -585,6 +599,13 @@ static void logits_that_are_no_numbers(void **state) {
         s.n_bias = 1;
         assert_int_equal(sample_token(&s, logits, N, 0, NULL, 0, &token, &err), LINNET_ERR_NUMERIC);
         assert_non_null(strstr(err.text, "after logit bias"));
+        s.n_bias = 0;
+        uint32_t mask[(N + 31) / 32] = {0};
+        s.allowed = mask;
+        assert_int_equal(sample_token(&s, logits, N, 0, NULL, 0, &token, &err), LINNET_ERR_NUMERIC);
+        assert_non_null(strstr(err.text, "no token is left"));
+        mask[N / 32] = ~(uint32_t)0; /* bits past the last row mean nothing */
+        assert_int_equal(sample_token(&s, logits, N, 0, NULL, 0, &token, &err), 0);
     }
     assert_int_equal(token, N - 1);
 }

@@ -116,7 +116,8 @@ static void misuse(void **state) {
     REFUSED(linnet_feed(p.s, p.ids, LONG + 1, last, &err), LINNET_ERR_CONTEXT, "do not fit");
     REFUSED(linnet_feed(p.s, p.ids, SIZE_MAX, last, &err), LINNET_ERR_CONTEXT, "do not fit");
     REFUSED(linnet_forward(NULL, 1, NULL, NULL, &err), LINNET_ERR_ARGUMENT, "at least one item");
-    linnet_item items[] = {{p.s, &ok, 1, last, NULL, NULL}, {p.s, &ok, 1, last, NULL, NULL}};
+    linnet_item items[] = {{p.s, &ok, 1, last, NULL, NULL, false},
+                           {p.s, &ok, 1, last, NULL, NULL, false}};
     REFUSED(linnet_forward(items, 0, NULL, NULL, &err), LINNET_ERR_ARGUMENT, "at least one item");
     REFUSED(linnet_forward(items, 2, NULL, NULL, &err), LINNET_ERR_ARGUMENT, "same session");
     items[1].session = foreign;
@@ -124,7 +125,7 @@ static void misuse(void **state) {
     items[1].session = NULL;
     REFUSED(linnet_forward(items, 2, NULL, NULL, &err), LINNET_ERR_ARGUMENT, "item 1");
     /* a good item beside a bad one: neither advances */
-    items[1] = (linnet_item){third, low, 3, last, NULL, NULL};
+    items[1] = (linnet_item){third, low, 3, last, NULL, NULL, false};
     REFUSED(linnet_forward(items, 2, NULL, NULL, &err), LINNET_ERR_ARGUMENT, "token 2");
     size_t n;
     linnet_session_tokens(third, &n);
@@ -270,7 +271,7 @@ static void cancelling(void **state) {
     size_t rest = p.n - 40 - 24;
     for (size_t at = 1; at <= 3 && at <= (rest + 255) / 256; at++) {
         countdown c = {0, at};
-        linnet_item item = {p.s, p.ids + 40, rest, LINNET_LOGITS_LAST, NULL, NULL};
+        linnet_item item = {p.s, p.ids + 40, rest, LINNET_LOGITS_LAST, NULL, NULL, false};
         refused(linnet_forward(&item, 1, stop_progress, &c, &err), LINNET_ERR_CANCELLED, &err,
                 "cancelled");
         assert_int_equal(c.calls, at);
@@ -281,8 +282,8 @@ static void cancelling(void **state) {
     for (size_t i = 0; i < 4; i++) {
         countdown c = {0, rows[i]}, none = {0, SIZE_MAX};
         linnet_item items[] = {
-            {third, p.ids, 30, LINNET_LOGITS_ALL, stop_rows, &none},
-            {p.s, p.ids + 40, rest, LINNET_LOGITS_ALL, stop_rows, &c},
+            {third, p.ids, 30, LINNET_LOGITS_ALL, stop_rows, &none, false},
+            {p.s, p.ids + 40, rest, LINNET_LOGITS_ALL, stop_rows, &c, false},
         };
         refused(linnet_forward(items, 2, NULL, NULL, &err), LINNET_ERR_CANCELLED, &err,
                 "cancelled");
@@ -295,7 +296,7 @@ static void cancelling(void **state) {
     continue_equal(&p, "cancelled rows");
     for (int i = 0; i < 2; i++) { /* single steps */
         countdown c = {0, 1};
-        linnet_item step = {p.s, p.ids, 1, LINNET_LOGITS_ALL, i ? stop_rows : NULL, &c};
+        linnet_item step = {p.s, p.ids, 1, LINNET_LOGITS_ALL, i ? stop_rows : NULL, &c, false};
         refused(linnet_forward(&step, 1, i ? NULL : stop_progress, &c, &err), LINNET_ERR_CANCELLED,
                 &err, "cancelled");
         continue_equal(&p, "a cancelled step");
@@ -361,8 +362,8 @@ static void numeric_errors(void **state) {
             "position 42: the embedding of token 7");
     continue_equal(&p, "NaN without logits");
     linnet_session *third = open_session(m, NULL);
-    linnet_item items[] = {{p.s, p.ids, 20, LINNET_LOGITS_LAST, NULL, NULL},
-                           {third, bad, 80, LINNET_LOGITS_LAST, NULL, NULL}};
+    linnet_item items[] = {{p.s, p.ids, 20, LINNET_LOGITS_LAST, NULL, NULL, false},
+                           {third, bad, 80, LINNET_LOGITS_LAST, NULL, NULL, false}};
     refused(linnet_forward(items, 2, NULL, NULL, &err), LINNET_ERR_NUMERIC, &err, "position 79");
     continue_equal(&p, "a neighbour with NaN");
     /* a single step may lose a recurrent state, and says so from then on */
@@ -674,7 +675,7 @@ static void windows_bound_the_state(void **state) {
     assert_int_equal(linnet_session_state_bytes(s), linnet_session_state_bytes(at_once));
     /* after an error deep in, dropped pages are not missed */
     countdown c = {0, 1};
-    linnet_item item = {s, ids, 100, LINNET_LOGITS_ALL, stop_rows, &c};
+    linnet_item item = {s, ids, 100, LINNET_LOGITS_ALL, stop_rows, &c, false};
     assert_int_equal(linnet_forward(&item, 1, NULL, NULL, &err), LINNET_ERR_CANCELLED);
     feed(s, ids, 100);
     feed(at_once, ids, 100);

@@ -91,7 +91,7 @@ static void continues(const char *what, linnet_session *s, const golden *g, size
     rows_at rows = {out - from * g->width, g->width};
     for (size_t at = from; at < to;) {
         size_t some = !chunk || to - at < chunk ? to - at : chunk;
-        linnet_item item = {s, g->ids + at, some, LINNET_LOGITS_ALL, collect_rows, &rows};
+        linnet_item item = {s, g->ids + at, some, LINNET_LOGITS_ALL, collect_rows, &rows, false};
         if (linnet_forward(&item, 1, NULL, NULL, &err)) fail_msg("%s: %s", what, err.text);
         at += some;
     }
@@ -125,8 +125,8 @@ static void forks_diverge(void **state) {
         if (at && linnet_feed(s, g.ids, at, LINNET_LOGITS_LAST, &err)) fail_msg("%s", err.text);
         linnet_session *f = fork_of(s), *snapshot = fork_of(f);
         for (size_t j = at; j < g.n && j < at + 4; j++) {
-            linnet_item both[] = {{s, g.ids + j, 1, LINNET_LOGITS_LAST, NULL, NULL},
-                                  {f, other.ids + j, 1, LINNET_LOGITS_LAST, NULL, NULL}};
+            linnet_item both[] = {{s, g.ids + j, 1, LINNET_LOGITS_LAST, NULL, NULL, false},
+                                  {f, other.ids + j, 1, LINNET_LOGITS_LAST, NULL, NULL, false}};
             if (linnet_forward(both, 2, NULL, NULL, &err)) fail_msg("%s", err.text);
         }
         size_t now = at + 4 < g.n ? at + 4 : g.n;

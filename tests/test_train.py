@@ -3,6 +3,7 @@ hand (this one, $TORCH_PYTHON or /usr/bin/python3), mixers, training, resuming a
 the exported models."""
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train import collect, mqar
+from train import collect, compare, mqar, text as books
 from train.config import TrainError, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -203,6 +204,35 @@ class Training(unittest.TestCase):
         self.assertEqual(done.returncode, 1)
         self.assertIn("has a run of another config", done.stderr)
 
+    def collect(self, runs, *args):
+        return subprocess.run([sys.executable, "-m", "train.collect", runs, *args, "-o",
+                               os.path.join(self.folder, "models")], cwd=ROOT, capture_output=True, text=True)
+
+    def collected(self, runs, text):
+        """Cards, files and the table of two language models, linnet's perplexity in them."""
+        done = self.collect(runs, "--linnet", LINNET)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        for name in "ab":
+            self.assertRegex(done.stdout, f"{name}.gguf validation .* of their RMS, perplexity of the trainer")
+            gguf = os.path.join(self.folder, "models", name + ".gguf")
+            with open(gguf.replace(".gguf", ".json")) as f:
+                card = json.load(f)
+            held = card["held-out"]
+            trainer = held["perplexity of the trainer"]
+            self.assertEqual(held["type of this file"], "q8_0")
+            self.assertLess(abs(held["perplexity of linnet, f16"] / trainer - 1), 1e-4)
+            self.assertLess(abs(held["perplexity of this file"] / trainer - 1), 2e-3)
+            self.assertEqual(set(card["data"]["files"]), {"book.txt", "profiles.jsonl"})
+            self.assertEqual(card["config"]["task"]["data"], os.path.basename(text))
+            self.assertTrue(card["greedy"].startswith(compare.PROMPT))
+            self.assertEqual(card["sha256"], collect.sha256(gguf))
+            self.assertEqual(len(card["curve"]), 3)
+            info = subprocess.run([LINNET, "info", gguf], capture_output=True, text=True).stdout
+            self.assertIn("q8_0", info)
+        table = Path(self.folder, "models", "README.md").read_text()
+        self.assertRegex(table, r"\| b \| lolcats 9 \| [\d,]+ \| [\d,]+ \| 12 after a \| 0.003 \|")
+        self.assertNotIn("## MQAR", table)
+
     @unittest.skipUnless(os.path.exists(LINNET), "no linnet")
     def test_language_models_from_text(self):
         """Text prepared, a softmax model trained, linearized from there, both run by linnet."""
@@ -223,23 +253,30 @@ class Training(unittest.TestCase):
         common = ("seed: 1\nsteps: 12\nbatch_tokens: 256\nlr: [0.003]\nweight_decay: 0.1\nwarmup: 2\n"
                   "log_every: 4\nmodel: {vocab: 400, dim: 32, feed_forward: 40, context: 256, layers: "
                   "[{mixer: %s, heads: 2, rope: 10000}]}\ntask: {kind: text, length: 64}\nname: %s\n")
-        out, models = os.path.join(self.folder, "runs"), os.path.join(self.folder, "models")
+        out = os.path.join(self.folder, "runs")
         for name, mixer, more in (("a", "softmax", ""),
                                   ("b", "lolcats, window: 9", "start_from: a\ntransfer: 8\n")):
             config = os.path.join(self.folder, name + ".yaml")
             with open(config, "w") as f:
                 f.write(common % (mixer, name) + more)
             self.train(config, "-o", out, "--data", text, "--test")
+        self.collected(out, text)
+        # the trainer's numbers are of these tokens, and no others
+        wrong = self.collect(out, "b", "--linnet", LINNET, "--data", text + "3")
+        self.assertIn(text + "3/validation.npy: No such file or directory", wrong.stderr)
+        shutil.copytree(text, text + "4")
+        ids = np.load(text + "4/validation.npy")
+        np.save(text + "4/validation.npy", ids[::-1])
+        self.assertIn("not the text that", self.collect(out, "b", "--linnet", LINNET, "--data", text + "4").stderr)
+        self.assertIn("has no finished c; there are a, b", self.collect(out, "c").stderr)
+        path = Path(out, "b", "lr-0.003", "result.json")
+        result = json.loads(path.read_text())
+        result["validation"]["perplexity"] *= 1.001
+        path.write_text(json.dumps(result))
+        done = self.collect(out, "b", "--linnet", LINNET)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("1 models give other results", done.stderr)
         tried = collect.finished(out)
-        os.makedirs(models)
-        for name in "ab":
-            gguf = os.path.join(models, name + ".gguf")
-            collect.export(tried[name][0][2], gguf)
-            self.assertLess(collect.check(LINNET, gguf, tried[name][0][2], 0)[0], 1e-4)
-            self.assertIn("book.txt", collect.card(name, tried[name], gguf)["data"]["files"])
-        done = subprocess.run([LINNET, "run", gguf, "-p", "The key", "-n", "3", "--quiet"],
-                              capture_output=True, text=True)
-        self.assertEqual(done.returncode, 0, done.stderr)
         # attention's mean square difference, then the text's cross-entropy
         with open(os.path.join(tried["b"][0][2], "curve.jsonl")) as f:
             first, second, last = (json.loads(line)["loss"] for line in f)
@@ -267,7 +304,7 @@ class Training(unittest.TestCase):
                 os.makedirs(models, exist_ok=True)
                 gguf = os.path.join(models, name + ".gguf")
                 collect.export(tried[0][2], gguf)
-                error, hits, expected = collect.check(LINNET, gguf, tried[0][2], 200)
+                error, hits, expected = compare.check(LINNET, gguf, tried[0][2], 200)
                 self.assertLess(error, 1e-4)
                 self.assertEqual(hits, expected)
                 card = collect.card(name, tried, gguf)
@@ -276,10 +313,39 @@ class Training(unittest.TestCase):
         self.assertEqual(set(collect.finished(out)), set(MODELS))
 
 
+class Text(unittest.TestCase):
+    def test_what_is_held_out_is_not_learned(self):
+        """No line of the last twentieth, and none of the last profiles, in any document to train on."""
+        word = re.compile(r"[a-z]{3,8}").findall((ROOT / "docs/mixers.md").read_text())
+        book = "".join(f"Line {i} of {word[i % len(word)]}, {word[-i % len(word)].capitalize()}.\n"
+                       for i in range(4000))
+        trained, held = books.split_book(book)
+        self.assertEqual(trained + held, book)
+        self.assertAlmostEqual(len(held) / len(book), 0.05, 2)
+        self.assertTrue(held.startswith("Line "))
+        profiles = [[(f"Field {j}", f"value {i} {j}") for j in range(9)] for i in range(11)]
+        learned, asked = books.split_profiles(profiles)
+        self.assertEqual((learned, asked), (profiles[:9], profiles[9:]))
+        documents = "\n".join(books.documents([trained], learned, 0.5, random.Random(1)))
+        lines = set(documents.splitlines())
+        self.assertFalse(lines & set(held.splitlines()))
+        self.assertEqual(lines & set(trained.splitlines()), set(trained.splitlines()))
+        found = set(re.findall(r"value (\d+) \d", documents))
+        self.assertTrue(found and found <= set(map(str, range(9))), found)
+
+    def test_validation_rows_follow_each_other(self):
+        rows = books.validation_rows(np.arange(1000, dtype=np.uint16), 10, 20)
+        self.assertEqual(rows.shape, (25, 11))
+        self.assertEqual(rows[:, 0].tolist(), list(range(0, 1000 - 10, 40)))
+        self.assertTrue((np.diff(rows) == 1).all())
+
+
 class Configs(unittest.TestCase):
     def test_all_are_valid_and_in_the_order(self):
         names = set()
         for path in sorted((ROOT / "train/configs").glob("*-*.yaml")):
+            if path.stem.startswith("linearize-"):
+                continue  # tests/test_linearize.py
             config = load(str(path))
             self.assertEqual(config["name"], path.stem)
             names.add(path.stem)

@@ -55,15 +55,20 @@ static linnet_session *session_in(const subject *s, linnet_window_mode mode) {
 }
 
 /* Feeds ids [from, to) in pieces of `chunk`, 0 = at once; rows go to their place in `out`. */
-static void feed_part(const subject *s, linnet_session *session, size_t from, size_t to,
-                      size_t chunk, float *out) {
+static void feed_some(const subject *s, linnet_session *session, bool sampled, size_t from,
+                      size_t to, size_t chunk, float *out) {
     rows_at at = {out, s->width};
     for (size_t i = from, n; i < to; i += n) {
         n = chunk && chunk < to - i ? chunk : to - i;
-        linnet_item item = {session, s->ids + i, n, LINNET_LOGITS_ALL, collect_rows, &at};
+        linnet_item item = {session, s->ids + i, n, LINNET_LOGITS_ALL, collect_rows, &at, sampled};
         linnet_error err;
         if (linnet_forward(&item, 1, NULL, NULL, &err)) fail_msg("%s", err.text);
     }
+}
+
+static void feed_part(const subject *s, linnet_session *session, size_t from, size_t to,
+                      size_t chunk, float *out) {
+    feed_some(s, session, false, from, to, chunk, out);
 }
 
 static const char *const names[] = {"terrace", "terrace_sinks"};
@@ -136,9 +141,7 @@ static void sampled_tokens_slide(void **state) {
         float *out = malloc(s.n * s.width * sizeof *out);
         linnet_session *session = session_in(&s, LINNET_TERRACE);
         feed_part(&s, session, 0, prompt, 10, out);
-        session->sampled = true;
-        feed_part(&s, session, prompt, s.n, 1, out);
-        session->sampled = false;
+        feed_some(&s, session, true, prompt, s.n, 1, out);
         near(&s, "sampled tokens", out, expected, 0, s.n);
         /* fed again: the window is what was not folded yet, and no dropped page is read */
         linnet_error err;

@@ -48,6 +48,13 @@ class Forms(unittest.TestCase):
             self.near(mixers.chunked_delta_rule(*singles).double(),
                       self.delta_by_token(q, k, v, beta, decay), 1e-5)
 
+    def test_delta_rule_of_keys_that_are_alike(self):
+        q, k, v = random(1, 2, 200, 32), random(1, 2, 1, 32) + 0.1 * random(1, 2, 200, 32), random(1, 2, 200, 8)
+        q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
+        beta, none = 0.6 + 0.1 * random(1, 2, 200).sigmoid(), torch.zeros(1, 2, 200)
+        self.near(mixers.chunked_delta_rule(*(x.float() for x in (q, k, v, beta))).double(),
+                  self.delta_by_token(q, k, v, beta, none.double()), 1e-4)
+
     def linear_by_token(self, fq, fk, v, eps):
         S, z, out = 0, 0, []
         for t in range(v.shape[2]):

@@ -2,6 +2,7 @@
 its learning rates, then tests the better run; a few at a time, each on one thread. It can be killed,
 and started again with the same command: every run goes on from its last checkpoint."""
 import argparse
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -12,15 +13,15 @@ from .config import TrainError, load
 
 
 def jobs_of(paths, more):
-    """-> [(name, arguments, names of jobs that must have ended)]"""
+    """-> [(name, module and arguments, names of jobs that must have ended)]"""
     jobs = []
     for path in paths:
         config = load(path)
         names = [f"{config['name']} lr {lr:g}" for lr in config["lr"]]
         first = tuple(n for n, _, _ in jobs if n.split()[0] == config.get("start_from"))
         for name, lr in zip(names, config["lr"]):
-            jobs.append((name, [path, "--lr", str(lr)] + more, first))
-        jobs.append((f"{config['name']} test", [path, "--test"] + more, tuple(names)))
+            jobs.append((name, ["train", path, "--lr", str(lr)] + more, first))
+        jobs.append((f"{config['name']} test", ["train", path, "--test"] + more, tuple(names)))
     return jobs
 
 
@@ -28,7 +29,7 @@ def say(text):
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
-def work(jobs, out, most, log):
+def work(jobs, most, log):
     """A failed job is reported and left; what depends on it runs all the same."""
     environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     running, ended, failed = {}, set(), []
@@ -39,8 +40,7 @@ def work(jobs, out, most, log):
                 waiting.remove(job)
                 say(f"start {job[0]}")
                 running[job[0]] = subprocess.Popen(
-                    [sys.executable, "-m", "train", *job[1], "-o", out], env=environment,
-                    stdout=log, stderr=log)
+                    [sys.executable, "-m", *job[1]], env=environment, stdout=log, stderr=log)
         time.sleep(1)
         for name, process in list(running.items()):
             if process.poll() is not None:
@@ -52,6 +52,20 @@ def work(jobs, out, most, log):
     return failed
 
 
+@contextlib.contextmanager
+def locked(out):
+    """One queue in a folder; its number is in queue.pid."""
+    with open(os.path.join(out, "queue.pid"), "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TrainError(f"another queue works in {out}")
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python3 -m train.queue",
                                      description=__doc__.split(": ", 1)[1])
@@ -60,21 +74,14 @@ def main():
     parser.add_argument("--data", help="folder of prepared text, for language models")
     parser.add_argument("--jobs", type=int, default=2, help="at once (default 2)")
     args = parser.parse_args()
+    more = ["-o", args.out] + (["--data", args.data] if args.data else [])
     try:
-        jobs = jobs_of(args.config, ["--data", args.data] if args.data else [])
+        jobs = jobs_of(args.config, more)
+        os.makedirs(args.out, exist_ok=True)
+        with locked(args.out), open(os.path.join(args.out, "queue.log"), "a") as log:
+            failed = work(jobs, args.jobs, log)
     except TrainError as e:
         sys.exit(f"train.queue: {e}")
-    os.makedirs(args.out, exist_ok=True)
-    with open(os.path.join(args.out, "queue.pid"), "a+") as lock, \
-            open(os.path.join(args.out, "queue.log"), "a") as log:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            sys.exit(f"train.queue: another queue works in {args.out}")
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        failed = work(jobs, args.out, args.jobs, log)
     sys.exit(f"train.queue: {len(failed)} failed: {', '.join(failed)}" if failed else None)
 
 

@@ -103,7 +103,7 @@ class Recall:
                          [f"{k[:1].upper()}{k[1:]}: {lines[k]}" for k in asked])
 
     def copy(self):
-        words = self.rng.sample(self.words, self.rng.randint(4, max(5, min(self.room // 14, 120))))
+        words = self.rng.sample(self.words, self.rng.randint(4, max(5, min(self.room // 14, 120, len(self.words)))))
         return " ".join(words) + "\n" + " ".join(words)
 
 
@@ -131,6 +131,18 @@ def cut(text):
     return [p for p in pieces if p]
 
 
+def split_book(text):
+    """-> what is trained on, and the last twentieth, which is not"""
+    at = text.rfind("\n", 0, len(text) * 19 // 20) + 1
+    return text[:at], text[at:]
+
+
+def split_profiles(profiles):
+    """-> what is trained on, and the last fifth, which is not"""
+    at = len(profiles) - len(profiles) // 5
+    return profiles[:at], profiles[at:]
+
+
 def read_sources(paths):
     """-> [(book, its validation part)], [pairs of a profile], {file name: sha256}"""
     books, profiles, hashes = [], [], {}
@@ -145,8 +157,7 @@ def read_sources(paths):
             raise TrainError(f"{path}: byte {e.start} is not UTF-8")
         hashes[os.path.basename(path)] = hashlib.sha256(raw).hexdigest()
         if not path.endswith(".jsonl"):
-            at = text.rfind("\n", 0, len(text) * 19 // 20) + 1
-            books.append((text[:at], text[at:]))
+            books.append(split_book(text))
             continue
         for number, line in enumerate(text.splitlines(), 1):
             try:
@@ -165,10 +176,10 @@ def prepare(paths, out, vocab, share, seed):
         raise TrainError("preparing text needs SentencePiece's Python module (Debian: "
                          "python3-sentencepiece)")
     books, profiles, hashes = read_sources(paths)
-    held = len(profiles) // 5
+    trained, held = split_profiles(profiles)
     rng = random.Random(seed)
-    training = documents([a for a, _ in books], profiles[:len(profiles) - held], share, rng)
-    validation = documents([b for _, b in books], profiles[len(profiles) - held:], share, rng)
+    training = documents([a for a, _ in books], trained, share, rng)
+    validation = documents([b for _, b in books], held, share, rng)
     os.makedirs(out, exist_ok=True)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -192,6 +203,16 @@ def prepare(paths, out, vocab, share, seed):
 
 
 # ---- Training ----------------------------------------
+
+def validation_rows(data, length, most):
+    """About `most` windows from all over the validation tokens: ids, and one more to be the last label."""
+    starts = range(0, len(data) - length, length)
+    starts = list(starts)[::max(1, len(starts) // most)]
+    return np.stack([data[s:s + length + 1] for s in starts]).astype(np.int64)
+
+
+MEASURED = 128  # windows of a finished run's result
+
 
 class Text:
     """task: data: the folder that was prepared; length of a sequence."""
@@ -236,12 +257,12 @@ class Text:
     def validate(self, model, few):
         import torch
         import torch.nn.functional as F
-        starts = range(0, len(self.data["validation"]) - self.length, self.length)
-        starts = list(starts)[::max(1, len(starts) // (16 if few else 128))]
+        rows = validation_rows(self.data["validation"], self.length, 16 if few else MEASURED)
         device, total, hits, n = model.embed.weight.device, 0.0, 0, 0
         with torch.no_grad():
-            for at in range(0, len(starts), 8):
-                x, y = (a.to(device) for a in self.windows("validation", starts[at:at + 8]))
+            for at in range(0, len(rows), 8):
+                ids = torch.from_numpy(rows[at:at + 8]).to(device)
+                x, y = ids[:, :-1], ids[:, 1:]
                 logits = model(x).flatten(0, 1)
                 total += F.cross_entropy(logits, y.flatten(), reduction="sum").item()
                 hits += int((logits.argmax(-1) == y.flatten()).sum())

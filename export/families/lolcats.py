@@ -7,10 +7,11 @@ from functools import partial
 
 import numpy as np
 
-from ..checkpoint import FLOATS, Tensor, load_file, read_json, to_float32
+from ..checkpoint import FLOATS, Tensor, load_file, to_float32
 from ..errors import ExportError, names
 from . import llama
 from .base import Config, Out, refuse_present, write_windows
+from .lolcats_options import OPTIONS, apply_settings, level, load_config, need_file, number
 
 # attention_type -> (windowed, trained with terraces)
 TYPES = {"lolcats_llama": (False, False),
@@ -23,104 +24,13 @@ TYPES = {"lolcats_llama": (False, False),
          "lolcats_llama_window_tk_fa2": (True, True),
          "lolcats_llama_window_tk_sdpa": (True, True),
          "lolcats_long_llama_window_tk": (True, True)}
+# Not upstream's: softmax over the window and the sinks alone, what a linear part is compared with.
+WINDOW_ALONE = "window_softmax"
 MAPS = ("softmax_dim", "exp_dim", "pos_elu", "relu")
 KERNELS = ("untied_head_einsum", "untied_head_adapter")
 
-# Every option upstream's classes take, by its place in the file. Those that inference never reads
-# are here so that a misspelt one is not silently passed over.
-OPTIONS = {
-    ("attention",): (
-        "attention_type", "window_size", "decode_window_size", "state_chunk_len",
-        "affine_attention_factors", "init_window_factor", "train_window_factor", "feature_map",
-        "feature_map_kwargs", "learned_kernel", "learned_kernel_kwargs", "tie_qk_kernels",
-        "softmax_attentions", "num_feature_maps", "n_sink",
-        # without effect on inference
-        "layer_idx", "max_layer_idx", "train_qk", "train_attention", "remove_base_attn", "mask_value",
-        "fp32_attention", "track_state_grads", "state_grad_enabled", "rank", "attention_dropout",
-        "peft", "peft_config", "train_attention_weights",
-        # only with the value that has none
-        "eps", "rotary_config"),
-    ("attention", "feature_map_kwargs"): ("eps", "fullspace", "head_dim_idx"),
-    ("attention", "learned_kernel_kwargs"): (
-        "feature_dim", "skip_connection", "bias", "hidden_dim", "zero_init", "normal_init",
-        "num_heads", "head_dim", "dtype", "device"),
-    ("model",): ("rope_theta", "rope_scaling", "torch_dtype"),
-    ("finetune", "kwargs"): ("lora_alpha", "r"),
-}
-# Command-line flags of upstream's scripts that override their yaml
-ALIASES = {"lk_skip_connection": "skip_connection", "lk_zero_init": "zero_init",
-           "alpha": "lora_alpha", "fmap": "feature_map"}
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 IGNORABLE = [r".*rotary_emb\..*", r".*metrics.*", r".*\.base_attn\..*", r".*\.window_factor"]
-
-
-def need_file(path):
-    if not os.path.isfile(path):
-        raise ExportError(f"{path} {'is not a file' if os.path.exists(path) else 'does not exist'}")
-
-
-def load_config(path):
-    """A yaml or json file as a dict."""
-    need_file(path)
-    if path.endswith(".json"):
-        return read_json(path)
-    import yaml
-    try:
-        with open(path, encoding="utf-8") as f:
-            value = yaml.safe_load(f)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
-        raise ExportError(f"{path} is not valid YAML: {' '.join(str(e).split())[:200]}")
-    if not isinstance(value, dict):
-        raise ExportError(f"{path} holds a {type(value).__name__}, expected a mapping")
-    return value
-
-
-def level(values, place, path):
-    """The mapping at `place`, made where it is missing."""
-    for key in place:
-        inner = values.get(key)
-        if inner is None:
-            inner = values[key] = {}
-        if not isinstance(inner, dict):
-            raise ExportError(f"{path}: {key} is {inner!r:.60}, expected a mapping")
-        values, path = inner, f"{path}: {key}"
-    return values
-
-
-def apply_settings(values, settings, path):
-    """--set key=value, by the option's own name or with its place in front."""
-    import yaml
-    for text in settings or ():
-        name, equals, value = text.partition("=")
-        *place, key = name.strip().split(".")
-        key = ALIASES.get(key, key)
-        found = [p for p, keys in OPTIONS.items()
-                 if key in keys and (not place or list(p[-len(place):]) == place)]
-        if key == "eps" and not place:
-            found = [("attention", "feature_map_kwargs")]
-        if not equals or not value.strip() or not found:
-            raise ExportError(f"--set {text!s:.80}: expected key=value with an option of LoLCATs such "
-                              "as window_size, feature_map, feature_dim, n_sink or lora_alpha")
-        try:
-            level(values, found[0], path)[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ExportError(f"--set {text!s:.80}: the value is not readable")
-
-
-def number(values, key, default, path):
-    """A float that YAML 1.1 may have left a string: `1e-12` has no point."""
-    v = values.get(key)
-    if v is None:
-        return default
-    try:
-        if isinstance(v, bool):
-            raise ValueError
-        v = float(v)
-    except (TypeError, ValueError):
-        raise ExportError(f"{path}: {key} is {values[key]!r:.60}, expected a number")
-    if not np.isfinite(v):
-        raise ExportError(f"{path}: {key} is {v}, expected a finite number")
-    return v
 
 
 def short_name(name):
@@ -223,6 +133,41 @@ def flat(*shape):
         else partial(np.reshape, shape=shape)
 
 
+def softmax_layers(attention, n, path):
+    layers = attention.values.get("softmax_attentions")
+    layers = [] if layers is None else layers
+    if not isinstance(layers, list) or any(type(i) is not int or not 0 <= i < n for i in layers):
+        raise ExportError(f"{path}: softmax_attentions is {layers!r:.60}, expected a list of layers "
+                          f"from 0 to {n - 1}")
+    return layers
+
+
+def window_alone(args, values, config_path, tensors, options, path, attention):
+    """The base with windows and sinks, and LoRA if a file is given."""
+    for key, value in attention.values.items():
+        if value not in ({}, None) and key not in ("attention_type", "window_size", "n_sink", "softmax_attentions"):
+            raise ExportError(f"{path}: attention.{key} has no meaning for {WINDOW_ALONE}")
+    notes = []
+    config = base_config(values, config_path, options, path, notes)
+    plan = base_plan(config, tensors)
+    n = config.int("num_hidden_layers")
+    softmax = softmax_layers(attention, n, path)
+    extra = read_maps([*args.lolcats, *([args.lora] if args.lora else [])], tensors)
+    maps = Maps(extra, args.lolcats[0] if args.lolcats else args.lora, args.source)
+    add_lora(args, options, path, plan, tensors, maps, notes)
+    unknown = [name for name in extra if name not in maps.used]
+    if unknown:
+        raise ExportError(f"{extra[unknown[0]].file}: {names(unknown, 3)}: {WINDOW_ALONE} takes LoRA "
+                          "matrices alone")
+    tensors.update(extra)
+    window = attention.int("window_size", default=64, high=1 << 28)
+    write_windows(plan, [0 if i in softmax else window for i in range(n)])
+    plan.u32("format_version", 1)
+    plan.u32("attention.n_sink", attention.int("n_sink", default=0, low=0, high=1025))
+    plan.notes += notes
+    return plan
+
+
 def linearize(args, values, config_path, tensors):
     """-> Plan; `tensors` receives the maps and LoRA matrices under their short names."""
     source = args.source
@@ -252,9 +197,11 @@ def linearize(args, values, config_path, tensors):
                          f"{path}: feature_map_kwargs")
     notes = []
     kind = attention.str("attention_type")
-    if kind not in TYPES:
+    if kind not in (*TYPES, WINDOW_ALONE):
         raise ExportError(f"{path}: attention_type {kind!r} is not supported, expected one of "
-                          f"{', '.join(TYPES)}")
+                          f"{', '.join((*TYPES, WINDOW_ALONE))}")
+    if kind == WINDOW_ALONE:
+        return window_alone(args, values, config_path, tensors, options, path, attention)
     windowed, terrace = TYPES[kind]
     if kind.startswith("lolcats_long"):
         notes.append(f"{kind}: a long prompt is computed as one, not in chunks of state_chunk_len "
@@ -295,12 +242,9 @@ def linearize(args, values, config_path, tensors):
     if skip and F != D:
         raise ExportError(f"{path}: feature_dim is {F}, but a skip connection or an adapter adds to "
                           f"the head's {D} dimensions, which it must equal")
-    softmax = attention.values.get("softmax_attentions")
-    softmax = [] if softmax is None else softmax
-    if not isinstance(softmax, list) or any(type(i) is not int or not 0 <= i < L for i in softmax):
-        raise ExportError(f"{path}: softmax_attentions is {softmax!r:.60}, expected a list of layers "
-                          f"from 0 to {L - 1}")
-
+    softmax = softmax_layers(attention, L, path)
+    if not args.lolcats:
+        raise ExportError(f"{path}: attention_type {kind} needs feature maps: --lolcats MAPS.pt")
     extra = read_maps([*args.lolcats, *([args.lora] if args.lora else [])], tensors)
     maps = Maps(extra, args.lolcats[0], source)
     dtype = options["model"].get("torch_dtype")

@@ -90,4 +90,5 @@ def main():
     print(f"{OUT}: {os.path.getsize(OUT)} bytes")
 
 
-main()
+if __name__ == "__main__":
+    main()

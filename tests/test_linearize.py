@@ -1,0 +1,277 @@
+"""train/linearize: a tiny Llama with random weights through both stages, its exports in linnet, and the
+text it is trained on. Needs a Python with PyTorch (this one, $TORCH_PYTHON or /usr/bin/python3)."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFReader
+
+from tests import test_export as common
+from tests.test_train import LINNET, PYTHON, ROOT, run
+
+from train.config import TrainError
+from train.linearize import base, data, jobs, settings
+
+D, H, KV, LAYERS, LENGTH = 32, 4, 2, 3, 48
+SPECIAL = ("<|im_start|>", "<|im_end|>")
+
+
+def bytes_as_text():
+    """GPT-2's characters for the 256 bytes."""
+    keep = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in keep]
+    return [chr(b) if b in keep else chr(256 + rest.index(b)) for b in range(256)]
+
+
+CHARACTERS = bytes_as_text()
+FIRST = 257  # of the special tokens: bytes, one merge
+V = FIRST + len(SPECIAL)
+LLAMA = dict(common.LLAMA, vocab_size=V, hidden_size=D, intermediate_size=40, num_hidden_layers=LAYERS,
+             num_attention_heads=H, num_key_value_heads=KV, tie_word_embeddings=True, bos_token_id=FIRST,
+             eos_token_id=FIRST + 1, rope_theta=1000.0, max_position_embeddings=2048)
+CONFIG = """
+name: {name}
+seed: 3
+student: {{window: 8, n_sink: {sinks}, {more}}}
+{transfer}
+distill: {{steps: 6, batch: 2, warmup: 1, rank: 2, alpha: 4, lr: {{maps: 0.01, factors: 0.01, lora: 0.01}}}}
+log_every: 2
+evaluate_every: 4
+checkpoint_every: 3
+validation: 2
+"""
+TRANSFER = "transfer: {steps: 8, batch: 1, warmup: 2, lr: {maps: 0.02, factors: 0.02}}"
+
+
+def tensors():
+    shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
+    for i in range(LAYERS):
+        at = f"model.layers.{i}."
+        for x, s in (("q", (D, D)), ("k", (D // 2, D)), ("v", (D // 2, D)), ("o", (D, D))):
+            shapes[f"{at}self_attn.{x}_proj.weight"] = s
+        for x, s in (("gate", (40, D)), ("up", (40, D)), ("down", (D, 40))):
+            shapes[f"{at}mlp.{x}_proj.weight"] = s
+        shapes[at + "input_layernorm.weight"] = shapes[at + "post_attention_layernorm.weight"] = (D,)
+    return {n: common.random(k, *s) * (0.3 if len(s) > 1 else 1) for k, (n, s) in enumerate(shapes.items())}
+
+
+class Folder(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.base = self.path("base")
+        os.makedirs(self.base)
+        with open(self.path("base", "config.json"), "w") as f:
+            json.dump(LLAMA, f)
+        # .bin, so that the other Python needs no safetensors
+        common.save_torch(self.path("base", "pytorch_model.bin"), tensors())
+        tokenizer = common.tokenizer_json(
+            base.PRE["smollm"], {c: i for i, c in enumerate(CHARACTERS)}, merges=("t h",),
+            added=[common.special(FIRST + i, t) for i, t in enumerate(SPECIAL)])
+        settings = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "add_bos_token": False}
+        for name, value in (("tokenizer.json", tokenizer), ("tokenizer_config.json", settings)):
+            with open(self.path("base", name), "w") as f:
+                json.dump(value, f)
+
+    def path(self, *names):
+        return os.path.join(self.folder, *names)
+
+    def export(self, source, out, *more):
+        done = subprocess.run([sys.executable, "-m", "export", source, "-o", out, *more], cwd=ROOT,
+                              capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return out
+
+
+@unittest.skipUnless(PYTHON, "no PyTorch")
+class Stages(Folder):
+    def setUp(self):
+        super().setUp()
+        self.data = self.path("data")
+        os.makedirs(self.data)
+        for name, n in (("train", 5), ("validation", 3)):
+            ids = np.random.default_rng(n).integers(0, V, (n, LENGTH)).astype(np.uint32)
+            np.save(os.path.join(self.data, name + ".npy"), ids)
+        with open(os.path.join(self.data, "data.json"), "w") as f:
+            json.dump({"length": LENGTH, "train": {"sha256": "0123456789abcdef"}}, f)
+        self.where = ["--base", self.base, "--data", self.data]
+
+    def config(self, name, sinks=2, more="", transfer=TRANSFER):
+        with open(self.path(name + ".yaml"), "w") as f:
+            f.write(CONFIG.format(name=name, sinks=sinks, more=more, transfer=transfer))
+        return self.path(name + ".yaml")
+
+    def linearize(self, *args, fails=None):
+        done = run("-m", "train.linearize", *args)
+        if fails:
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(fails, done.stderr)
+            self.assertEqual(done.stderr.count("\n"), 1)
+        else:
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return done.stdout
+
+    def curve(self, runs, name, stage):
+        with open(os.path.join(runs, name, stage, "curve.jsonl")) as f:
+            return [{k: v for k, v in json.loads(line).items() if k != "cpu_seconds"} for line in f]
+
+    def same_weights(self, *folders):
+        done = run("-c", "import sys, torch\na, b = (torch.load(f + '/weights.pt') for f in sys.argv[1:])\n"
+                   "assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)", *folders)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_equal_their_definitions(self):
+        done = run("tests/linearize_forms.py")
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_goes_on_where_it_was_killed(self):
+        """Both stages, stopped between checkpoints: the same curve and weights; with the teacher's states
+        kept in a file or not, with layers computed twice or not, nearly the same."""
+        config = self.config("a")
+        whole, cut = self.path("whole"), self.path("cut")
+        for stage, until in (("transfer", "4"), ("distill", "4")):
+            self.linearize(stage, config, *self.where, "-o", whole)
+            self.linearize(stage, config, *self.where, "-o", cut, "--until", until)
+            with open(os.path.join(cut, "a", stage, "curve.jsonl"), "a") as f:
+                f.write('{"step": 6, "loss": 99}\n{"step": 6')
+            self.linearize(stage, config, *self.where, "-o", cut)
+            self.assertEqual(self.curve(cut, "a", stage), self.curve(whole, "a", stage))
+            self.same_weights(os.path.join(whole, "a", stage), os.path.join(cut, "a", stage))
+        rows = self.curve(whole, "a", "transfer")
+        self.assertEqual([r["step"] for r in rows], [0, 2, 4, 6, 8])
+        self.assertLess(rows[-1]["validation"]["loss"], rows[0]["validation"]["loss"])
+        self.assertEqual(len(rows[0]["validation"]["layers"]), LAYERS)
+        rows = self.curve(whole, "a", "distill")
+        self.assertLess(rows[-1]["validation"]["kl"], rows[0]["validation"]["kl"])
+        shutil.rmtree(os.path.join(cut, "a", "distill"))
+        self.linearize("distill", config, *self.where, "-o", cut, "--cache", self.path("c"), "--recompute")
+        for ours, theirs in zip(self.curve(cut, "a", "distill"), rows):
+            if "kl" in ours:
+                self.assertAlmostEqual(ours["kl"], theirs["kl"], delta=1e-3 * theirs["kl"])
+        self.config("a", sinks=3)
+        self.linearize("transfer", config, *self.where, "-o", whole)  # finished: left as it is
+        self.linearize("curves", os.path.join(whole, "a", "transfer"), os.path.join(whole, "a", "distill"),
+                       "-o", self.path("curves.svg"))
+        self.assertEqual((Path(self.path("curves.svg")).read_text()).count("<polyline"), 6)
+
+    @unittest.skipUnless(os.path.exists(LINNET), "no linnet")
+    def test_linnet_gives_the_same(self):
+        """Through the queue: sinks, softmax layers chosen by what was measured, lambda, the control without
+        a linear part; logits within 1e-3 of their RMS (here 1e-4), and untrained ones run too."""
+        runs = self.path("runs")
+        from_a = "transfer_from: a"
+        configs = [self.config("a"), self.config("b", 2, "softmax_layers: {most_sensitive: 1}", from_a),
+                   self.config("c", 0, "affine: true"),
+                   self.config("d", 2, "linear: false, softmax_layers: [1]", "")]
+        self.linearize("queue", *configs, *self.where, "-o", runs, "--jobs", "2", "--cache", self.path("kept"))
+        with open(os.path.join(runs, "a", "transfer", "sensitivity.json")) as f:
+            first = json.load(f)["order"][0]
+        for name in ("a/transfer", "a/distill", "b/distill", "c/distill", "d/distill"):
+            with self.subTest(name):
+                self.linearize("check", os.path.join(runs, name), *self.where, "--linnet", LINNET,
+                               "--limit", "1e-4")
+        self.linearize("delta", os.path.join(runs, "b", "distill"), "-o", self.path("b.pt"))
+        gguf = self.export(self.base, self.path("b.gguf"), "--lolcats", self.path("b.pt"),
+                           "--lolcats-config", self.path("b.yaml"))
+        mixers = GGUFReader(gguf).fields["linnet.mixers"].contents()
+        self.assertEqual([i for i, m in enumerate(mixers) if m == "softmax"], [first])
+        self.linearize("check", os.path.join(runs, "a/transfer"), *self.where, "--linnet", LINNET, "--limit", "0",
+                       fails="differ by")
+
+    @unittest.skipUnless(os.path.exists(LINNET), "no linnet")
+    def test_untrained_windows_need_no_file(self):
+        with open(self.path("w.yaml"), "w") as f:
+            f.write("attention: {attention_type: window_softmax, window_size: 8, n_sink: 2}\n")
+        gguf = self.export(self.base, self.path("w.gguf"), "--lolcats-config", self.path("w.yaml"))
+        done = subprocess.run([LINNET, "info", gguf], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.linearize("untrained", self.config("u"), "--base", self.base, "-o", self.path("u"))
+        self.export(self.base, self.path("u.gguf"), "--lolcats", self.path("u.pt"), "--lolcats-config",
+                    self.path("u.yaml"))
+
+    def test_refusals(self):
+        config = self.config("a")
+        self.linearize("distill", config, *self.where, "-o", self.path("r"), fails="not a finished run")
+        self.linearize("transfer", config, "--base", self.folder, "--data", self.data, fails="config.json is missing")
+        self.linearize("transfer", config, "--base", self.base, "--data", self.base, fails="no prepared text")
+        self.linearize("delta", self.folder, "-o", self.path("x"), fails="not a run")
+        with open(self.path("base", "config.json"), "w") as f:
+            json.dump({**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 2}}, f)
+        self.linearize("transfer", config, *self.where, fails="scaled rotary positions")
+
+
+@unittest.skipUnless(os.path.exists(LINNET), "no linnet")
+class Text(Folder):
+    def test_from_gguf_and_back(self):
+        """base undoes export: the same tensors and the same ids."""
+        first = self.export(self.base, self.path("a.gguf"))
+        base.write(first, self.path("back"))
+        second = self.export(self.path("back"), self.path("b.gguf"))
+        a, b = GGUFReader(first), GGUFReader(second)
+        self.assertEqual([t.name for t in a.tensors], [t.name for t in b.tensors])
+        for x, y in zip(a.tensors, b.tensors):
+            np.testing.assert_array_equal(np.array(x.data), np.array(y.data))
+        for key in a.fields:
+            if key.startswith(("tokenizer.", "llama.")):
+                self.assertEqual(a.fields[key].contents(), b.fields[key].contents(), key)
+        with self.assertRaisesRegex(TrainError, "cannot be read as GGUF"):
+            base.write(self.path("base", "config.json"), self.path("x"))
+
+    def test_sampled_and_packed(self):
+        """The same documents whether cut off or not; books keep their last twentieth for validation."""
+        model, book = self.export(self.base, self.path("a.gguf")), self.path("book.txt")
+        with open(book, "w") as f:
+            f.write("".join(f"Line {i} of a Book with words enough\n" for i in range(900)))
+        sampler = data.Sampler(LINNET, model, [book], 5, 12, 1)
+        out, again = self.path("s.jsonl"), self.path("t.jsonl")
+        data.sample(sampler, out, range(20), say=lambda text: None)
+        data.sample(sampler, again, range(3), say=lambda text: None)
+        with open(again, "a") as f:
+            f.write('{"number": 3, "te')
+        data.sample(sampler, again, range(20), say=lambda text: None)
+        self.assertEqual(Path(out).read_text(), Path(again).read_text())
+        info = data.prepare(LINNET, model, [book, out], self.path("packed"), 64, FIRST + 1, 1)
+        self.assertEqual(set(info["files"]), {"book.txt", "s.jsonl"})
+        train, held = (np.load(self.path("packed", n + ".npy")) for n in ("train", "validation"))
+        self.assertEqual(train.shape, (info["train"]["sequences"], 64))
+        parts = [["".join(CHARACTERS[i] for i in ids.flatten() if i < 256)] for ids in (train, held)]
+        self.assertIn("Line\u0120880\u0120of", parts[1][0])
+        self.assertNotIn("Line\u0120880\u0120of", parts[0][0])
+        s = data.Sequences(self.path("packed"), 1)
+        n = len(train)
+        once = [s.numbers(i, 1)[0] for i in range(2 * n)]
+        self.assertEqual(sorted(once[:n]), list(range(n)))
+        self.assertEqual(sorted(once[n:]), list(range(n)))
+        self.assertNotEqual(once[:n], once[n:])
+        self.assertEqual(s.numbers(3, 2), once[6:8])
+
+
+class Configs(unittest.TestCase):
+    def test_all_are_valid(self):
+        paths = sorted(str(p) for p in (ROOT / "train/configs").glob("linearize-*.yaml"))
+        for path in paths:
+            self.assertEqual(settings.load(path)["name"], Path(path).stem)
+        names = [name for name, _, _ in jobs.jobs_of(paths, "runs", [])]
+        self.assertLess(names.index("linearize-sinks sensitivity"), names.index("linearize-sinks-softmax distill"))
+
+    def test_refusals(self):
+        text = CONFIG.format(name="x", sinks=2, more="", transfer=TRANSFER)
+        for wrong, part in ((text.replace("sinks: 2", "sinks: -1").replace("n_sink: 2", "n_sink: -1"), "at least 0"),
+                            (text + "speed: 1", "speed is not an option"),
+                            (text.replace("rank: 2", "rank: two"), "rank is 'two', expected int"),
+                            (text.replace("n_sink: 2", "linear: 1"), "linear is 1, expected bool"),
+                            (text.replace("name: x", ""), "has no name"),
+                            (text + "transfer_from: y", "either transfer or transfer_from"),
+                            (text.replace("steps: 8, ", ""), "transfer has no steps"),
+                            (text.replace("n_sink: 2", "softmax_layers: {most: 2}"), "most_sensitive")):
+            with tempfile.NamedTemporaryFile("w", suffix=".yaml") as f:
+                f.write(wrong)
+                f.flush()
+                with self.assertRaisesRegex(TrainError, part):
+                    settings.load(f.name)

@@ -1,0 +1,126 @@
+"""A Llama in a GGUF file, of any type of weights, as the folder that save_pretrained would leave:
+config.json, float32 safetensors, tokenizer. Needs NumPy, gguf and safetensors, not PyTorch."""
+import os
+
+import numpy as np
+
+from ..config import TrainError, write_json
+
+NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+         "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+         "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+         "ffn_down": "mlp.down_proj"}
+OUTER = {"token_embd.weight": "model.embed_tokens.weight", "output.weight": "lm_head.weight",
+         "output_norm.weight": "model.norm.weight"}
+CONTROL = 3  # tokenizer.ggml.token_type
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+PRE = {"gpt-2": BYTE_LEVEL,
+       "smollm": {"type": "Sequence",
+                  "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]}}
+
+
+class File:
+    def __init__(self, path):
+        from gguf import GGUFReader
+        try:
+            self.reader = GGUFReader(path)
+        except (OSError, ValueError, IndexError) as e:
+            raise TrainError(f"{path} cannot be read as GGUF: {e}")
+        self.path = path
+
+    def get(self, key, default=None):
+        field = self.reader.fields.get(key)
+        return default if field is None else field.contents()
+
+    def tensors(self):
+        from gguf.quants import dequantize
+        for t in self.reader.tensors:
+            yield t.name, np.ascontiguousarray(dequantize(t.data, t.tensor_type), np.float32)
+
+
+def config_of(f):
+    def need(key):
+        value = f.get(f"llama.{key}")
+        if value is None:
+            raise TrainError(f"{f.path} has no llama.{key}")
+        return value
+
+    heads, width = need("attention.head_count"), need("embedding_length")
+    names = {t.name for t in f.reader.tensors}
+    if "rope_freqs.weight" in names or f.get("llama.rope.scaling.type") not in (None, "none"):
+        raise TrainError(f"{f.path} has scaled rotary positions: take the model's own folder instead")
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
+              "vocab_size": len(f.get("tokenizer.ggml.tokens")), "hidden_size": width,
+              "intermediate_size": need("feed_forward_length"),
+              "num_hidden_layers": need("block_count"), "num_attention_heads": heads,
+              "num_key_value_heads": f.get("llama.attention.head_count_kv", heads),
+              "head_dim": f.get("llama.attention.key_length", width // heads),
+              "max_position_embeddings": need("context_length"), "hidden_act": "silu",
+              "rms_norm_eps": need("attention.layer_norm_rms_epsilon"),
+              "rope_theta": f.get("llama.rope.freq_base", 10000.0),
+              "tie_word_embeddings": "output.weight" not in names}
+    for role in ("bos", "eos"):
+        if f.get(f"tokenizer.ggml.{role}_token_id") is not None:
+            config[f"{role}_token_id"] = f.get(f"tokenizer.ggml.{role}_token_id")
+    return config
+
+
+def state_of(f, config):
+    """The file's order of q/k rows, alternating pairs, put back to first and second halves."""
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    for name, w in f.tensors():
+        if name in OUTER:
+            yield OUTER[name], w
+            continue
+        _, layer, part, end = name.split(".") if name.count(".") == 3 else ("", "", "", "")
+        if part not in NAMES or end != "weight":
+            raise TrainError(f"{f.path}: tensor {name} is not part of a plain Llama")
+        if part in heads:
+            w = w.reshape(heads[part], -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+        yield f"model.layers.{layer}.{NAMES[part]}.weight", np.ascontiguousarray(w)
+
+
+def tokenizer_of(f):
+    """-> tokenizer.json, tokenizer_config.json"""
+    def get(key):
+        return f.get("tokenizer.ggml." + key)
+
+    if get("model") != "gpt2" or get("pre") not in PRE:
+        raise TrainError(f"{f.path}: a {get('model')} vocabulary ({get('pre')}) cannot be written "
+                         f"back, only byte-level ones ({', '.join(PRE)}): take the model's own folder")
+    tokens, types = get("tokens"), get("token_type")
+    special = [i for i, kind in enumerate(types) if kind == CONTROL]
+    added = [{"id": i, "content": tokens[i], "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": False, "special": True} for i in special]
+    fast = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+            "normalizer": None, "pre_tokenizer": PRE[get("pre")], "post_processor": None,
+            "decoder": BYTE_LEVEL,
+            "model": {"type": "BPE", "dropout": None, "unk_token": None, "byte_fallback": False,
+                      "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False,
+                      "vocab": {t: i for i, t in enumerate(tokens)}, "merges": get("merges")}}
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False,
+                "add_bos_token": bool(get("add_bos_token"))}
+    for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        if get(f"{key}_token_id") is not None:
+            settings[f"{role}_token"] = tokens[get(f"{key}_token_id")]
+    if f.get("tokenizer.chat_template"):
+        settings["chat_template"] = f.get("tokenizer.chat_template")
+    return fast, settings
+
+
+def write(path, out):
+    """-> the folder's config"""
+    from safetensors.numpy import save_file
+    f = File(path)
+    if f.get("general.architecture") != "llama":
+        raise TrainError(f"{path} is a {f.get('general.architecture')} model, expected llama")
+    config = config_of(f)
+    fast, settings = tokenizer_of(f)
+    os.makedirs(out, exist_ok=True)
+    part = os.path.join(out, "model.safetensors.part")
+    save_file(dict(state_of(f, config)), part, metadata={"format": "pt"})
+    os.replace(part, os.path.join(out, "model.safetensors"))
+    write_json(os.path.join(out, "tokenizer.json"), fast)
+    write_json(os.path.join(out, "tokenizer_config.json"), settings)
+    write_json(os.path.join(out, "config.json"), config)
+    return config

@@ -1,0 +1,181 @@
+"""Packed sequences of token ids, made by `linnet tokenize`: books, and text sampled from the teacher
+itself by `linnet run`. Needs NumPy, not PyTorch."""
+import hashlib
+import json
+import os
+import random
+import re
+import subprocess
+import tempfile
+
+import numpy as np
+
+from .. import mqar
+from ..config import TrainError, read_json, write_json
+from ..text import cut, read_sources
+
+OPEN = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
+CLOSE, ANSWER = "<|im_end|>\n", "<|im_start|>assistant\n"
+
+
+def linnet(program, *args, text=None):
+    try:
+        # Sampled text may end inside a character.
+        done = subprocess.run([program, *args], input=text, capture_output=True, encoding="utf-8", errors="replace")
+    except OSError as e:
+        raise TrainError(f"{program}: {e.strerror}")
+    if done.returncode:
+        raise TrainError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else
+                         f"{program} {args[0]}: exit {done.returncode}")
+    return done.stdout
+
+
+# ---- Text of the teacher's own ----------------------------------------
+
+class Sampler:
+    """Documents of three kinds, each from its number alone: a conversation whose questions the model
+    asks itself, the continuation of a piece of a book, an article about a word of the books."""
+
+    def __init__(self, program, model, paths, seed, tokens, threads):
+        self.pieces = [p for book, _ in read_sources(paths)[0] for p in cut(book)]
+        self.names = sorted(set(re.findall(r"\b[A-Z][a-z]{3,11}\b", " ".join(self.pieces))))
+        self.words = sorted(set(re.findall(r"\b[a-z]{5,12}\b", " ".join(self.pieces))))
+        self.command = [program, "run", model, "--parse-special", "--quiet", "-t", str(threads),
+                        "--temp", "0.8", "--top-p", "0.95"]
+        self.program, self.seed, self.tokens = program, seed, tokens
+
+    def more(self, prompt, n, seed):
+        program, *args = self.command
+        return linnet(program, *args, "-n", str(n), "--seed", str(seed), text=prompt).rstrip("\n")
+
+    def document(self, number):
+        rng = random.Random(f"{self.seed} {number}")
+        seed = rng.randrange(1 << 31)
+        kind = ("chat", "continue", "article", "chat")[number % 4]
+        if kind == "continue":
+            piece = rng.choice(self.pieces)
+            start = piece[:piece.find(" ", 300)]
+            return start + self.more(start, self.tokens, seed)
+        if kind == "article":
+            topic = rng.choice(self.names if rng.random() < 0.3 else self.words)
+            start = f"{topic.capitalize()}\n\n{topic.capitalize()} is"
+            return start + self.more(start, self.tokens, seed)
+        text = OPEN
+        for turn in range(rng.choice((1, 1, 2, 3))):
+            text += ("<|im_start|>user\n" if turn else "")
+            text += self.more(text, 120, seed + 2 * turn) + CLOSE + ANSWER
+            text += self.more(text, self.tokens, seed + 2 * turn + 1) + CLOSE
+        return text
+
+
+def sample(sampler, out, numbers, say=print):
+    """Appends documents to a JSON Lines file; those it holds already are not made again."""
+    have = set()
+    if os.path.exists(out):
+        with open(out) as f:
+            lines = f.read().split("\n")
+        whole = lines[:-1]  # the last one is empty, or was cut short
+        have = {json.loads(line)["number"] for line in whole}
+        with open(out, "w") as f:
+            f.writelines(line + "\n" for line in whole)
+    for number in numbers:
+        if number in have:
+            continue
+        text = sampler.document(number)
+        with open(out, "a") as f:
+            f.write(json.dumps({"number": number, "text": text}) + "\n")
+        say(f"document {number}: {len(text)} characters")
+
+
+# ---- Sequences ----------------------------------------
+
+def read_texts(paths):
+    """-> (pieces for training, for validation), hashes. Of books the last twentieth is for
+    validation, of sampled documents one of 19."""
+    books, hashes = [p for p in paths if not p.endswith(".jsonl")], {}
+    training, validation = [], []
+    if books:
+        sources, _, hashes = read_sources(books)
+        for a, b in sources:
+            training += cut(a)
+            validation += cut(b)
+    for path in paths:
+        if not path.endswith(".jsonl"):
+            continue
+        try:
+            with open(path, "rb") as f:
+                raw = f.read()
+            for line in raw.decode().splitlines():
+                d = json.loads(line)
+                (validation if d["number"] % 19 == 17 else training).append(str(d["text"]))
+        except OSError as e:
+            raise TrainError(f"{path}: {e.strerror}")
+        except (ValueError, KeyError, TypeError):
+            raise TrainError(f"{path}: expected objects with number and text, as sample writes them")
+        hashes[os.path.basename(path)] = hashlib.sha256(raw).hexdigest()
+    return training, validation, hashes
+
+
+def tokenize(program, model, texts):
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as f:
+        f.writelines(json.dumps({"text": t}) + "\n" for t in texts)
+        f.flush()
+        out = linnet(program, "tokenize", model, "--lines", f.name, "--parse-special", "--no-bos")
+    return [[int(i) for i in line.split()] for line in out.splitlines()]
+
+
+def pack(pieces, length, separator):
+    ids = [i for piece in pieces for i in piece + [separator]]
+    n = len(ids) // length
+    return np.array(ids[:n * length], np.uint32).reshape(n, length)
+
+
+def prepare(program, model, paths, out, length, separator, seed):
+    """-> what data.json says"""
+    training, validation, hashes = read_texts(paths)
+    rng = random.Random(seed)
+    rng.shuffle(training)
+    rng.shuffle(validation)
+    os.makedirs(out, exist_ok=True)
+    info = {"files": hashes, "length": length, "separator": separator, "seed": seed}
+    for name, texts in (("train", training), ("validation", validation)):
+        array = pack(tokenize(program, model, texts), length, separator)
+        if not len(array):
+            raise TrainError(f"the {name} text is shorter than one sequence of {length} tokens")
+        np.save(os.path.join(out, name + ".npy"), array)
+        info[name] = {"sequences": len(array), "tokens": array.size,
+                      "sha256": hashlib.sha256(array.tobytes()).hexdigest()}
+    write_json(os.path.join(out, "data.json"), info)
+    return info
+
+
+class Sequences:
+    """The prepared folder. Training goes through all sequences in an order of the seed's, then again
+    in another."""
+
+    def __init__(self, folder, seed):
+        try:
+            self.info = read_json(os.path.join(folder, "data.json"))
+            self.train, self.validation = (np.load(os.path.join(folder, n + ".npy"), mmap_mode="r")
+                                           for n in ("train", "validation"))
+        except (OSError, ValueError) as e:
+            raise TrainError(f"{folder}: no prepared text ({e}); python3 -m train.linearize tokens makes it")
+        self.seed, self.folder = seed, folder
+        self.length = self.train.shape[1]
+
+    def numbers(self, step, batch):
+        """Of the training sequences of a step."""
+        n = len(self.train)
+        at = range(step * batch, (step + 1) * batch)
+        return [int(self.order(a // n)[a % n]) for a in at]
+
+    def order(self, epoch):
+        s = np.array([self.seed], mqar.U)
+        with np.errstate(over="ignore"):
+            s = mqar.mix((s ^ mqar.U(epoch)) + mqar.U(mqar.GAMMA))
+            keys = mqar.mix(np.arange(len(self.train), dtype=mqar.U) * mqar.U(mqar.GAMMA) + s)
+        return np.argsort(keys, kind="stable")
+
+    def rows(self, name, numbers):
+        import torch
+        return torch.from_numpy(np.stack([getattr(self, name)[i] for i in numbers]).astype(np.int64))

@@ -1,0 +1,80 @@
+"""A finished run as a delta: feature maps, window factors and LoRA in float16, and the options that
+python3 -m export needs, in upstream's layout."""
+import json
+import os
+
+import torch
+import yaml
+
+from ..config import TrainError, read_json
+from .student import Student, group_of
+
+
+def read_run(folder):
+    try:
+        return read_json(os.path.join(folder, "config.json"))
+    except OSError as e:
+        raise TrainError(f"{folder}: not a run: {e.strerror}")
+
+
+def options_of(config, head_dim):
+    """The run's config as LoLCATs' yaml."""
+    s = config["student"]
+    attention = {"attention_type": "lolcats_llama_window_sw" if s["linear"] else "window_softmax",
+                 "window_size": s["window"], "n_sink": s["n_sink"],
+                 "softmax_attentions": config["softmax"] if config["stage"] != "transfer" else []}
+    if s["linear"]:
+        attention.update(
+            affine_attention_factors=s["affine"], init_window_factor=s["init_factor"],
+            feature_map="softmax_dim", feature_map_kwargs={"eps": 1e-12, "fullspace": True},
+            learned_kernel="untied_head_einsum", tie_qk_kernels=False,
+            learned_kernel_kwargs={"feature_dim": head_dim, "skip_connection": False, "bias": False})
+    out = {"attention": attention, "model": {"torch_dtype": "float32"}}
+    if config["stage"] == "distill":
+        d = config["distill"]
+        out["finetune"] = {"method": "lora", "kwargs": {"r": d["rank"], "lora_alpha": d["alpha"]}}
+    return out
+
+
+def tensors_of(folder):
+    """-> (run's config, {name: float16})"""
+    config, path = read_run(folder), os.path.join(folder, "weights.pt")
+    if not os.path.exists(path):
+        raise TrainError(f"{folder} is not finished: {path} is missing")
+    tensors = {n: t.half() for n, t in torch.load(path, map_location="cpu").items()}
+    for name, t in tensors.items():
+        if not torch.isfinite(t).all():
+            raise TrainError(f"{folder}: {name} has values that float16 does not hold")
+    return config, tensors
+
+
+def write(folder, out):
+    """OUT.pt and OUT.yaml beside it. -> their paths"""
+    config, tensors = tensors_of(folder)
+    maps = next((t for n, t in tensors.items() if group_of(n) == "maps"), None)
+    stem = out[:-3] if out.endswith(".pt") else out
+    torch.save(tensors, stem + ".pt.part")
+    os.replace(stem + ".pt.part", stem + ".pt")
+    with open(stem + ".yaml", "w") as f:
+        yaml.safe_dump(options_of(config, maps.shape[-1] if maps is not None else 0), f, sort_keys=False)
+    return stem + ".pt", stem + ".yaml"
+
+
+def untrained(llama, config, out):
+    """The same of a student as it begins: what training is compared with."""
+    options = {**config["student"], "softmax_layers": []}
+    student = Student(llama, options)
+    torch.save({n: t.half() for n, t in student.state().items()}, out + ".pt")
+    with open(out + ".yaml", "w") as f:
+        yaml.safe_dump(options_of({**config, "stage": "transfer"}, llama.head_dim), f, sort_keys=False)
+    return out + ".pt", out + ".yaml"
+
+
+def load_student(llama, folder):
+    """The student of a finished run as its delta has it: float16 values, float32 products."""
+    config, tensors = tensors_of(folder)
+    options = {**config["student"],
+               "softmax_layers": config["softmax"] if config["stage"] == "distill" else []}
+    student = Student(llama, options, config["distill"] if config["stage"] == "distill" else None)
+    student.load({n: t.float() for n, t in tensors.items()})
+    return json.loads(json.dumps(options)), student

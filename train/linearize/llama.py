@@ -1,0 +1,134 @@
+"""A Llama from a folder in Hugging Face layout, its weights frozen: the teacher, and what a
+linearized student shares with it. The residual stream is float32 whatever the products are."""
+import torch
+import torch.nn.functional as F
+
+from export.checkpoint import open_checkpoint, to_float32
+from export.errors import ExportError
+
+from ..config import TrainError
+
+
+class Product(torch.autograd.Function):
+    """x W^T for a frozen W: no gradient of W, and in bfloat16 nothing else of x is kept."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.w = w
+        return (x.to(w.dtype) @ w.t()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (grad.to(ctx.w.dtype) @ ctx.w).to(grad.dtype), None
+
+
+def norm(x, weight, eps):
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
+
+
+def rotate(x, cos, sin):
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+class Llama:
+    """`products`: "float32", or "bf16" for the large matrices (not the output's)."""
+
+    def __init__(self, folder, products="float32", device="cpu"):
+        try:
+            values, tensors = open_checkpoint(folder)
+        except ExportError as e:
+            raise TrainError(str(e))
+        except ImportError as e:
+            raise TrainError(f"{folder}: reading it needs the Python package {e.name}")
+        self.folder, self.device = folder, torch.device(device)
+        kind = values.get("model_type")
+        scaled = values.get("rope_scaling") or {
+            k: v for k, v in (values.get("rope_parameters") or {}).items() if k != "rope_theta" and v != "default"}
+        for what, wrong in (("model_type " + repr(kind), kind not in ("llama", "mistral")),
+                            (f"hidden_act {values.get('hidden_act')!r}", values.get("hidden_act", "silu") != "silu"),
+                            ("scaled rotary positions", scaled),
+                            ("attention_bias", values.get("attention_bias")), ("mlp_bias", values.get("mlp_bias"))):
+            if wrong:
+                raise TrainError(f"{folder}/config.json: {what} cannot be linearized here")
+        try:
+            self.n_layers, self.dim = values["num_hidden_layers"], values["hidden_size"]
+            self.heads = values["num_attention_heads"]
+            self.vocab = values["vocab_size"]
+        except KeyError as e:
+            raise TrainError(f"{folder}/config.json has no {e.args[0]}")
+        self.kv_heads = values.get("num_key_value_heads") or self.heads
+        self.head_dim = values.get("head_dim") or self.dim // self.heads
+        self.eps = values.get("rms_norm_eps", 1e-6)
+        self.theta = (values.get("rope_parameters") or values).get("rope_theta") or 10000.0
+        self.config = values
+        big = torch.bfloat16 if products == "bf16" else torch.float32
+
+        def read(name, dtype=torch.float32):
+            if name not in tensors:
+                raise TrainError(f"{folder}: tensor {name} is missing")
+            t = tensors[name]
+            return torch.from_numpy(to_float32(t.read(), t.dtype).copy()).to(self.device, dtype)
+
+        def stack(at, *names):
+            return torch.cat([read(f"{at}{n}.weight", big) for n in names])
+
+        try:
+            self.embed = read("model.embed_tokens.weight")
+            self.final = read("model.norm.weight")
+            tied = values.get("tie_word_embeddings") or "lm_head.weight" not in tensors
+            self.head = self.embed if tied else read("lm_head.weight")
+            self.layers = []
+            for i in range(self.n_layers):
+                at = f"model.layers.{i}."
+                self.layers.append({
+                    "norm": read(at + "input_layernorm.weight"),
+                    "qkv": stack(at + "self_attn.", "q_proj", "k_proj", "v_proj"),
+                    "o": stack(at + "self_attn.", "o_proj"),
+                    "ff_norm": read(at + "post_attention_layernorm.weight"),
+                    "gate_up": stack(at + "mlp.", "gate_proj", "up_proj"),
+                    "down": stack(at + "mlp.", "down_proj")})
+        except ExportError as e:
+            raise TrainError(str(e))
+        self.angles = None
+
+    def rope(self, T):
+        if self.angles is None or len(self.angles[0]) < T:
+            half = self.head_dim // 2
+            frequency = self.theta ** (-torch.arange(half, dtype=torch.float64) / half)
+            angle = torch.arange(T, dtype=torch.float64)[:, None] * frequency
+            self.angles = [f(angle).float().to(self.device) for f in (torch.cos, torch.sin)]
+        return [a[:T] for a in self.angles]
+
+    def qkv(self, i, x, lora=None):
+        """Layer i's inputs x [B, T, d] -> rotated q [B, H, T, D] and k [B, KV, T, D], v."""
+        B, T, _ = x.shape
+        layer = self.layers[i]
+        h = norm(x, layer["norm"], self.eps).view(B * T, -1)
+        y = Product.apply(h, layer["qkv"])
+        if lora is not None:
+            y = y + lora(h)
+        y = y.view(B, T, -1, self.head_dim).transpose(1, 2)
+        q, k, v = y.split([self.heads, self.kv_heads, self.kv_heads], 1)
+        cos, sin = self.rope(T)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def after(self, i, x, y, lora=None):
+        """The rest of layer i from attention's output y [B, H, T, D]."""
+        B, H, T, D = y.shape
+        layer = self.layers[i]
+        y = y.transpose(1, 2).reshape(B * T, H * D)
+        o = Product.apply(y, layer["o"])
+        if lora is not None:
+            o = o + lora(y)
+        x = x + o.view(B, T, -1)
+        gate, up = Product.apply(norm(x, layer["ff_norm"], self.eps).view(B * T, -1), layer["gate_up"]).chunk(2, -1)
+        return x + Product.apply(F.silu(gate) * up, layer["down"]).view(B, T, -1)
+
+    def start(self, ids):
+        return self.embed[ids]
+
+    def end(self, x):
+        """What the output matrix multiplies."""
+        return norm(x, self.final, self.eps)

@@ -1,0 +1,182 @@
+"""A stage of a linearization as a run that can be killed at any point: the same command goes on from
+its last checkpoint and ends with the same curve and weights, bit for bit on the same machine."""
+import hashlib
+import json
+import math
+import os
+import time
+
+import torch
+
+from ..config import TrainError, read_json, write_json
+from ..run import cut_curve, keep_config, learning_rate, save
+from .data import Sequences
+from .distill import Distill
+from .llama import Llama
+from .student import Student
+from .transfer import Transfer
+
+
+def stage_folder(runs, name, stage):
+    return os.path.join(runs, name, stage)
+
+
+def weights_of(folder):
+    path = os.path.join(folder, "weights.pt")
+    if not os.path.exists(path):
+        raise TrainError(f"{folder}: not a finished run")
+    return torch.load(path, map_location="cpu")
+
+
+def source_folder(config, runs):
+    """Where the maps of a later stage come from."""
+    return stage_folder(runs, config.get("transfer_from", config["name"]), "transfer")
+
+
+def chosen_layers(config, runs):
+    """softmax_layers as a list: those given, or the most sensitive as `sensitivity` measured them."""
+    layers = config["student"]["softmax_layers"]
+    if isinstance(layers, list):
+        return layers
+    path = os.path.join(source_folder(config, runs), "sensitivity.json")
+    try:
+        order = read_json(path)["order"]
+    except OSError:
+        raise TrainError(f"{path} is missing; python3 -m train.linearize sensitivity makes it")
+    return sorted(order[:layers["most_sensitive"]])
+
+
+def make_student(config, stage, llama, runs):
+    """As the stage begins: identity maps, or those of stage 1."""
+    options = {**config["student"], "softmax_layers": chosen_layers(config, runs)}
+    wrong = [i for i in options["softmax_layers"] if type(i) is not int or not 0 <= i < llama.n_layers]
+    if wrong:
+        raise TrainError(f"softmax_layers: {wrong[0]!r:.20} is no layer of {llama.folder}")
+    torch.manual_seed(config["seed"])
+    if stage == "transfer":
+        return Student(llama, {**options, "softmax_layers": []})
+    student = Student(llama, options, config["distill"])
+    if options["linear"]:
+        student.load(weights_of(source_folder(config, runs)))
+    return student
+
+
+def fingerprint(llama):
+    h = hashlib.sha256()
+    for t in (llama.embed, llama.final, llama.layers[-1]["norm"]):
+        h.update(t.cpu().numpy().tobytes())
+    return h.hexdigest()[:16]
+
+
+class Window:
+    """Means over the steps since the last row of the curve."""
+
+    def __init__(self, values=None):
+        self.values = values or {"n": 0}
+
+    def add(self, row):
+        self.values["n"] += 1
+        for key, v in row.items():
+            self.values[key] = self.values.get(key, 0.0) + v
+
+    def take(self):
+        n = self.values.pop("n")
+        row = {key: v / n for key, v in self.values.items()}
+        self.values = {"n": 0}
+        return row
+
+
+def run(config, stage, base, data, runs, products="float32", device="cpu", until=None, cache=None,
+        recompute=False, say=print):
+    """Runs a stage or goes on, up to step `until`. -> the run's folder"""
+    options = config.get(stage)
+    if options is None:
+        raise TrainError(f"{config['name']} has no {stage} stage")
+    folder = stage_folder(runs, config["name"], stage)
+    if os.path.exists(os.path.join(folder, "result.json")):
+        return folder
+    llama = Llama(base, products, device)
+    sequences = Sequences(data, config["seed"])
+    student = make_student(config, stage, llama, runs)
+    os.makedirs(folder, exist_ok=True)
+    keep_config({**config, "stage": stage, "products": products, "data": sequences.info,
+                 "teacher": fingerprint(llama), "softmax": sorted(student.softmax),
+                 "source": source_sum(config, stage, runs)}, folder)
+    if stage == "transfer":
+        task = Transfer(student, sequences, options)
+    else:
+        task = Distill(student, sequences, options, cache, recompute)
+    loop(task, config, options, folder, llama.device, until or options["steps"], say)
+    return folder
+
+
+def source_sum(config, stage, runs):
+    """Stage 2 belongs to the maps that it began with."""
+    if stage == "transfer" or not config["student"]["linear"]:
+        return None
+    with open(os.path.join(source_folder(config, runs), "weights.pt"), "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+def spread(sequences, n):
+    """n of the validation sequences, evenly."""
+    n = min(n, len(sequences.validation))
+    return [i * len(sequences.validation) // n for i in range(n)]
+
+
+def loop(task, config, options, folder, device, until, say):
+    student, sequences = task.student, task.sequences
+    optimizer = torch.optim.Adam(student.groups(options["lr"]), betas=(0.9, 0.99))
+    checkpoint, curve = (os.path.join(folder, n) for n in ("checkpoint.pt", "curve.jsonl"))
+    step, seconds, window = 0, 0.0, Window()
+    held = spread(sequences, config["validation"])
+    if os.path.exists(checkpoint):
+        saved = torch.load(checkpoint, map_location=device)
+        student.load(saved["parameters"])
+        optimizer.load_state_dict(saved["optimizer"])
+        step, seconds, window = saved["step"], saved["seconds"], Window(saved["window"])
+    cut_curve(curve, step)
+    end, started = min(until, options["steps"]), time.process_time()
+    tokens = options["batch"] * sequences.length
+
+    def spent():
+        return round(seconds + time.process_time() - started, 1)
+
+    def put(row):
+        row = {"step": step, "tokens": step * tokens, **row, "cpu_seconds": spent()}
+        with open(curve, "a") as f:
+            f.write(json.dumps(row) + "\n")
+        shown = {**row, **{f"held {k}": v for k, v in row.get("validation", {}).items()}}
+        say(f"{config['name']} {type(task).__name__.lower()} " + " ".join(
+            f"{k} {v:.5g}" for k, v in shown.items() if isinstance(v, (int, float))), flush=True)
+
+    if step == 0:
+        put({"validation": task.validate(held)})
+    while step < end:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(options, group["rate"], step)
+        optimizer.zero_grad(set_to_none=True)
+        values = task.learn(sequences.numbers(step, options["batch"]))
+        if not math.isfinite(values["loss"]):
+            raise TrainError(f"{folder}: the loss is {values['loss']} at step {step}: try a smaller lr")
+        if "clip" in options:
+            torch.nn.utils.clip_grad_norm_(list(student.parameters.values()), options["clip"])
+        optimizer.step()
+        step += 1
+        window.add(values)
+        row = window.take() if step % config["log_every"] == 0 or step == options["steps"] else {}
+        if step % config["evaluate_every"] == 0 or step == options["steps"]:
+            row["validation"] = task.validate(held)
+        if row:
+            put(row)
+        if step % config["checkpoint_every"] == 0 or step == end:
+            save(checkpoint, {"parameters": student.state(), "optimizer": optimizer.state_dict(),
+                              "step": step, "seconds": spent(), "window": window.values})
+    if step == options["steps"]:
+        save(os.path.join(folder, "weights.pt"), student.state())
+        write_json(os.path.join(folder, "result.json"), {
+            "name": config["name"], "steps": step, "tokens": step * tokens,
+            "validation": task.validate(spread(sequences, 4 * config["validation"])),
+            "parameters": sum(p.numel() for p in student.parameters.values()),
+            "cpu_seconds": spent(), "torch": torch.__version__})
+        os.unlink(checkpoint)

@@ -1,0 +1,45 @@
+"""Which layers need softmax most: KL(teacher || teacher with one layer's attention swapped) on the
+validation sequences, one layer at a time, with the maps of a finished stage 1."""
+import os
+
+import torch
+
+from ..config import write_json
+from .data import Sequences
+from .distill import Divergence, shifted
+from .llama import Llama
+from .run import make_student, spread, stage_folder, weights_of
+from .student import teacher_layer
+
+
+def measure(student, sequences, n, say=print):
+    llama = student.llama
+    total, numbers = torch.zeros(llama.n_layers), spread(sequences, n)
+    with torch.no_grad():
+        for at, number in enumerate(numbers, 1):
+            ids = sequences.rows("validation", [number]).to(llama.device)
+            inputs = [llama.start(ids)]
+            for i in range(llama.n_layers):
+                inputs.append(teacher_layer(llama, i, inputs[-1]))
+            t = llama.end(inputs[-1])[0]
+            for i in range(llama.n_layers):
+                x = student.layer(i, inputs[i])
+                for j in range(i + 1, llama.n_layers):
+                    x = teacher_layer(llama, j, x)
+                kl, _ = Divergence.apply(llama.end(x)[0], t, llama.head, shifted(ids), "kl")
+                total[i] += kl.item() / len(numbers)
+            say(f"sequence {at} of {len(numbers)}", flush=True)
+    return total.tolist()
+
+
+def run(config, base, data, runs, n, products="float32", device="cpu"):
+    """-> what it writes beside the maps: KL by layer, and the layers from most to least sensitive"""
+    folder = stage_folder(runs, config["name"], "transfer")
+    path = os.path.join(folder, "sensitivity.json")
+    llama = Llama(base, products, device)
+    student = make_student(config, "transfer", llama, runs)
+    student.load(weights_of(folder))
+    kl = measure(student, Sequences(data, config["seed"]), n)
+    order = sorted(range(len(kl)), key=lambda i: -kl[i])
+    write_json(path, {"sequences": n, "kl": [round(v, 6) for v in kl], "order": order})
+    return path
