@@ -243,27 +243,40 @@ static linnet_status adjust(const linnet_sampling *s, const float *logits, size_
     return LINNET_OK;
 }
 
+/* The largest of x[n] as vectors find it; *numbers: none of them is NaN. */
+static float maximum(const float *x, size_t n, bool *numbers) {
+    float max = -INFINITY;
+    int nans = 0;
+#ifndef __clang__ /* which warns where it cannot */
+#pragma omp simd reduction(max : max) reduction(| : nans)
+#endif
+    for (size_t i = 0; i < n; i++) {
+        max = x[i] > max ? x[i] : max;
+        nans |= x[i] != x[i];
+    }
+    *numbers = !nans;
+    return max;
+}
+
 /* The largest of x[n], the first among equals. */
 static linnet_status largest(const float *x, size_t n, bool adjusted, int32_t *best,
                              linnet_error *err) {
-    float max = -INFINITY;
+    static const char after[] = " (after logit bias, mask and repetition penalty)";
+    bool numbers;
+    float max = maximum(x, n, &numbers);
     size_t at = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (x[i] > max) {
-            max = x[i];
-            at = i;
-        } else if (x[i] != x[i]) {
-            return fail(err, LINNET_ERR_NUMERIC, "logits: row %zu of %zu is NaN%s", i, n,
-                        adjusted ? " (after logit bias, mask and repetition penalty)" : "");
-        }
-    }
+    while (at < n && (numbers ? x[at] != max : x[at] == x[at]))
+        at++;
+    if (!numbers)
+        return fail(err, LINNET_ERR_NUMERIC, "logits: row %zu of %zu is NaN%s", at, n,
+                    adjusted ? after : "");
     if (max == INFINITY)
         return fail(err, LINNET_ERR_NUMERIC, "logits: row %zu of %zu is +infinity%s", at, n,
-                    adjusted ? " (after logit bias, mask and repetition penalty)" : "");
+                    adjusted ? after : "");
     if (max == -INFINITY)
         return fail(err, LINNET_ERR_NUMERIC,
                     "logits: all %zu rows are -infinity%s, no token is left to pick", n,
-                    adjusted ? " (after logit bias, mask and repetition penalty)" : "");
+                    adjusted ? after : "");
     *best = (int32_t)at;
     return LINNET_OK;
 }

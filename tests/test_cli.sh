@@ -672,6 +672,7 @@ for view in chunk recurrent both; do
     try recall -m "$chat" --task "$mqar" --task passkey --ctx 600 --n 2 --view $view -o csv --quiet
     check "recall --view $view" eval 'code_is 0 && [ "$(wc -l <"$work/out")" = 3 ]'
 done
+: >"$work/out" # what stands there from before must not end the wait: bash itself would get the signal
 "$linnet" recall -m "$chat" --task mqar:V=256,L=32,K=4,n=2 --task mqar:V=256,L=250,K=4,n=20000 -o json --save "$work/part.jsonl" \
     --quiet >"$work/out" 2>"$work/err" &
 pid=$!
