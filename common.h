@@ -11,8 +11,8 @@
 #include <atomic>
 using std::atomic_bool;
 using std::atomic_size_t;
-using std::atomic_uintptr_t;
 using std::atomic_uint_fast64_t;
+using std::atomic_uintptr_t;
 #else
 #include <stdatomic.h>
 #endif
