@@ -398,41 +398,24 @@ static void run_all(void *arg, int thread) {
     if (((pass *)arg)->n_wanted) run_output(arg, thread);
 }
 
-#define BROKEN "NaN or infinite values: the model's weights are damaged or overflow"
-
-/* Says where numbers stopped being finite. */
 static linnet_status check_stream(const pass *p, linnet_error *err) {
-    uint64_t place = atomic_load(&p->not_finite);
-    if (place == ALL_FINITE) return LINNET_OK;
-    const linnet_model *m = p->m;
-    const row *r = &p->rows[place & UINT32_MAX];
-    size_t stage = place >> 32, layer = (stage - 1) / 2;
-    bool mixer = stage % 2 || !m->cfg.n_ff;
-    if (!stage)
-        return fail(err, LINNET_ERR_NUMERIC, "position %d: the embedding of token %d has " BROKEN,
-                    r->position, r->token);
-    return fail(err, LINNET_ERR_NUMERIC, "position %d: the %s of layer %zu gives " BROKEN,
-                r->position, mixer ? m->layers[layer].mixer->name : "feed-forward", layer);
+    return place_error(p->m, p->rows, atomic_load(&p->not_finite), err);
 }
 
 /* Hands logits of wanted rows [w0, w0 + n) to their sessions and callbacks. */
 static linnet_status deliver(pass *p, linnet_item *items, const size_t *wanted, size_t n,
                              linnet_error *err) {
     size_t width = (size_t)p->m->cfg.n_rows;
-    for (size_t i = 0; i < n; i++) {
+    uint64_t stage = 2 * (uint64_t)p->m->cfg.n_layers + 1;
+    linnet_status s = LINNET_OK;
+    for (size_t i = 0; i < n && !s; i++) {
         const row *r = &p->rows[wanted[i]];
-        linnet_item *item = &items[r->item];
         const float *logits = p->logits + i * width;
         if (!all_finite(logits, width))
-            return fail(err, LINNET_ERR_NUMERIC,
-                        "position %d: after finite layers, the logits have " BROKEN, r->position);
-        if (item->want == LINNET_LOGITS_ALL && item->rows &&
-            !item->rows(item->user, (size_t)r->position, 1, logits))
-            return fail(err, LINNET_ERR_CANCELLED, "cancelled by the logits callback");
-        if ((size_t)r->position + 1 == r->session->n_tokens + item->n_tokens)
-            memcpy(r->session->pending, logits, width * sizeof(float));
+            return place_error(p->m, p->rows, stage << 32 | wanted[i], err);
+        s = give_logits(p->m, &items[r->item], r, logits, err);
     }
-    return LINNET_OK;
+    return s;
 }
 
 /* Cuts rows into runs of one session, at most `most` rows each. */

@@ -48,11 +48,10 @@ struct pass {
     const size_t *wanted; /* rows of x whose logits are computed, [n_wanted] */
     size_t n_wanted;
     float *logits; /* [n_wanted, n_rows] */
-    /* Where the residual stream first had a number that is not finite: stage << 32 | row, or
-     * ALL_FINITE. Stage 2l is the input of layer l, 2l + 1 that of its feed-forward. */
+    /* Where the residual stream first had a number that is not finite, or ALL_FINITE: place_error
+     * in session/pieces.h reads it. */
     atomic_uint_fast64_t not_finite;
 };
-#define ALL_FINITE UINT64_MAX
 
 /* y = W src (+ y) for each product, src [n, cols]; panels are shared out over the team. */
 void pass_products(pass *p, int thread, const float *src, size_t cols, const product *products,

@@ -245,7 +245,7 @@ static linnet_status describe(cuda_backend *b, linnet_model *m, const linnet_ite
     }
     shape->depth = rounded_depth(last_position + 1);
     memcpy(g->up_host + u.wanted, wanted, shape->n_wanted * sizeof *wanted);
-    const uint64_t all_finite = UINT64_MAX;
+    const uint64_t all_finite = ALL_FINITE;
     memcpy(g->up_host + u.not_finite, &all_finite, sizeof all_finite);
     cuda_pass *p = &g->pass;
     p->host_rows = rows;
@@ -324,40 +324,19 @@ static device_graph *graph_of(cuda_model *g, const piece_shape *shape) {
     return graph;
 }
 
-#define BROKEN "NaN or infinite values: the model's weights are damaged or overflow"
-
-static linnet_status check_stream(const cuda_pass *p, uint64_t place, linnet_error *err) {
-    if (place == UINT64_MAX) return LINNET_OK;
-    const linnet_model *m = p->m;
-    const row *r = &p->host_rows[place & UINT32_MAX];
-    size_t stage = place >> 32, layer = (stage - 1) / 2;
-    bool mixer = stage % 2 || !m->cfg.n_ff;
-    if (stage == 2 * (size_t)m->cfg.n_layers + 1)
-        return fail(err, LINNET_ERR_NUMERIC,
-                    "position %d: after finite layers, the logits have " BROKEN, r->position);
-    if (!stage)
-        return fail(err, LINNET_ERR_NUMERIC, "position %d: the embedding of token %d has " BROKEN,
-                    r->position, r->token);
-    return fail(err, LINNET_ERR_NUMERIC, "position %d: the %s of layer %zu gives " BROKEN,
-                r->position, mixer ? m->layers[layer].mixer->name : "feed-forward", layer);
-}
-
-/* Hands logits to callbacks, and those of a session's last row to it. */
+/* Hands on the logits that are not where they belong already: of items that want all. */
 static linnet_status deliver(const cuda_model *g, linnet_item *items, const int *wanted, size_t n,
                              linnet_error *err) {
     const cuda_pass *p = &g->pass;
     size_t width = (size_t)p->m->cfg.n_rows;
-    for (size_t i = 0; i < n; i++) {
+    linnet_status s = LINNET_OK;
+    for (size_t i = 0; i < n && !s; i++) {
         const row *r = &p->host_rows[wanted[i]];
         linnet_item *item = &items[r->item];
-        const float *logits = g->logits_host + i * width;
-        if (item->want != LINNET_LOGITS_ALL) continue; /* they are there */
-        if (item->rows && !item->rows(item->user, (size_t)r->position, 1, logits))
-            return fail(err, LINNET_ERR_CANCELLED, "cancelled by the logits callback");
-        if ((size_t)r->position + 1 == r->session->n_tokens + item->n_tokens)
-            memcpy(r->session->pending, logits, width * sizeof(float));
+        if (item->want == LINNET_LOGITS_ALL)
+            s = give_logits(p->m, item, r, g->logits_host + i * width, err);
     }
-    return LINNET_OK;
+    return s;
 }
 
 static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *rows, size_t n,
@@ -391,7 +370,7 @@ static linnet_status run_piece(linnet_model *m, linnet_item *items, const row *r
         uint64_t place;
         if ((s = device_finish(b->device, err))) return s;
         memcpy(&place, g->logits_host + g->logits_rows * row, sizeof place);
-        if ((s = check_stream(p, place, err)) ||
+        if ((s = place_error(m, p->host_rows, place, err)) ||
             (s = deliver(g, items, wanted + w, p->n_wanted, err)))
             return s;
         if ((w += p->n_wanted) >= n_wanted) return LINNET_OK;
