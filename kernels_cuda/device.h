@@ -73,42 +73,44 @@ static inline launch_shape launch_as(const char *text, dim3 grid, dim3 block, si
 
 /* ---- Sums and maxima, in one fixed order ------------------------------------------------- */
 /* Over the 32 lanes: lane i adds lane i^16, then i^8, ... ; every lane has the same bits. */
-DEVICE float warp_sum(float x) {
+template <class Op> DEVICE float warp_reduce(float x, Op op) {
     for (int step = 16; step; step /= 2)
-        x += __shfl_xor_sync(~0u, x, step);
+        x = op(x, __shfl_xor_sync(~0u, x, step));
     return x;
 }
 
-DEVICE float warp_max(float x) {
-    for (int step = 16; step; step /= 2)
-        x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
-    return x;
-}
-
-/* Over a one-dimensional block of whole warps: warp_sum of each, then warp 0, 1, ... in order. All
- * threads call it and all get the result; it starts and ends with a barrier in between. */
-DEVICE float block_sum(float x) {
+/* Over a one-dimensional block of whole warps: warp_reduce of each, then warp 0, 1, ... in order.
+ * All threads call it and all get the result; it starts and ends with a barrier in between. */
+template <class Op> DEVICE float block_reduce(float x, Op op) {
     SHARED(float, of_warp, [32]);
-    x = warp_sum(x);
+    x = warp_reduce(x, op);
     if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
     __syncthreads();
     x = of_warp[0];
     for (unsigned w = 1; w < blockDim.x / 32; w++)
-        x += of_warp[w];
+        x = op(x, of_warp[w]);
     __syncthreads(); /* of_warp may be written again */
     return x;
 }
 
+struct add_floats {
+    DEVICE float operator()(float a, float b) const { return a + b; }
+};
+struct max_floats {
+    DEVICE float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
+DEVICE float warp_sum(float x) {
+    return warp_reduce(x, add_floats());
+}
+DEVICE float warp_max(float x) {
+    return warp_reduce(x, max_floats());
+}
+DEVICE float block_sum(float x) {
+    return block_reduce(x, add_floats());
+}
 DEVICE float block_max(float x) {
-    SHARED(float, of_warp, [32]);
-    x = warp_max(x);
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = of_warp[0];
-    for (unsigned w = 1; w < blockDim.x / 32; w++)
-        x = fmaxf(x, of_warp[w]);
-    __syncthreads();
-    return x;
+    return block_reduce(x, max_floats());
 }
 
 /* ---- The GPU, for the host --------------------------------------------------------------- */
