@@ -6,21 +6,13 @@ extern "C" {
 #include "../session/kv.h"
 }
 #include "../kernels_cuda/attend.h"
-#include "emulation/control.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-extern "C" {
-#include <cmocka.h>
-}
+#include "gpu.h"
 
 #include <cstdlib>
 #include <vector>
 
 using std::vector;
 
-static device *gpu;
 static uint64_t seed;
 
 static float draw() {
@@ -32,22 +24,6 @@ static vector<float> draws(size_t n) {
     vector<float> v(n);
     for (float &x : v)
         x = draw();
-    return v;
-}
-
-template <class T> static T *upload(const vector<T> &v) {
-    linnet_error err;
-    void *p;
-    if (device_alloc(gpu, (v.size() + 1) * sizeof(T), &p, &err)) fail_msg("%s", err.text);
-    if (v.size() && device_upload(gpu, p, v.data(), v.size() * sizeof(T), &err))
-        fail_msg("%s", err.text);
-    return static_cast<T *>(p);
-}
-
-template <class T> static vector<T> download(const T *p, size_t n) {
-    linnet_error err;
-    vector<T> v(n);
-    if (device_download(gpu, v.data(), p, n * sizeof(T), &err)) fail_msg("%s", err.text);
     return v;
 }
 
@@ -227,7 +203,7 @@ static void set_up(bench &b) {
     cuda_pass &p = b.p;
     p = {};
     p.m = b.m;
-    p.stream = device_get_stream(gpu);
+    p.stream = stream;
     p.sm_count = 13; /* few, so that there are tiles of several segments, and of one */
     p.exact = c.exact;
     p.n = n;
@@ -438,22 +414,13 @@ static void test_odd_sizes(void **state) {
         }
 }
 
-static int open_gpu(void **state) {
-    (void)state;
-    linnet_error err;
-    if (device_open(0, &gpu, &err)) fail_msg("%s", err.text);
+static int begin(void **state) {
     seed = 1;
-    return 0;
-}
-
-static int close_gpu(void **state) {
-    (void)state;
-    device_close(gpu);
-    return 0;
+    return open_gpu(state);
 }
 
 int main(void) {
-#define TEST(name) cmocka_unit_test_setup_teardown(name, open_gpu, close_gpu)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, begin, close_gpu)
     const struct CMUnitTest tests[] = {TEST(test_decode), TEST(test_prefill_exact),
                                        TEST(test_prefill_tensor_cores), TEST(test_odd_sizes)};
     return cmocka_run_group_tests(tests, nullptr, nullptr);

@@ -3,14 +3,7 @@
  * a window, or a block at a time; the same bits in every order of threads. */
 #include "../kernels_cuda/chunks.h"
 #include "../kernels_cuda/pass.h"
-#include "emulation/control.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-extern "C" {
-#include <cmocka.h>
-}
+#include "gpu.h"
 
 #include <cstdlib>
 #include <vector>
@@ -64,8 +57,6 @@ __global__ void chunks(entering how, int lag, int n, const float *q, const float
             z[run * F + i] = m.z[i];
 }
 
-static device *gpu;
-
 static float random_float(uint32_t *seed) {
     *seed = *seed * 1664525 + 1013904223;
     return (float)(*seed >> 8) / (1 << 24);
@@ -75,23 +66,6 @@ static std::vector<float> random_floats(size_t n, uint32_t seed, float low, floa
     std::vector<float> v(n);
     for (float &x : v)
         x = low + (high - low) * random_float(&seed);
-    return v;
-}
-
-template <class T> static T *up(const std::vector<T> &v) {
-    linnet_error err;
-    void *p;
-    if (device_alloc(gpu, v.size() * sizeof(T), &p, &err) ||
-        device_upload(gpu, p, v.data(), v.size() * sizeof(T), &err))
-        fail_msg("%s", err.text);
-    return static_cast<T *>(p);
-}
-
-template <class T> static std::vector<T> down(T *p, size_t n) {
-    linnet_error err;
-    std::vector<T> v(n);
-    if (device_download(gpu, v.data(), p, n * sizeof(T), &err)) fail_msg("%s", err.text);
-    device_free(gpu, p);
     return v;
 }
 
@@ -146,15 +120,15 @@ static void run_of(entering how, int lag, int n) {
     std::vector<float> first[3];
     for (int order = SIMT_FORWARD; order <= SIMT_SHUFFLED; order++) {
         simt_set_order((simt_order)order, 7);
-        float *q_at = up(q), *k_at = up(k), *v_at = up(v), *S_at = up(S), *z_at = up(z);
-        float *y_at = up(std::vector<float>((size_t)RUNS * n * V));
-        unsigned *counters = up(std::vector<unsigned>(RUNS));
-        launch(device_get_stream(gpu), dim3(1, (V + CHUNK_COLUMNS - 1) / CHUNK_COLUMNS, RUNS),
-               dim3(LINEAR_THREADS), chunk_floats(F) * sizeof(float), chunks, how, lag, n,
-               (const float *)q_at, (const float *)k_at, (const float *)v_at, y_at, S_at, z_at,
-               counters);
-        std::vector<float> got[3] = {down(y_at, y_want.size()), down(S_at, S.size()),
-                                     down(z_at, z.size())};
+        float *q_at = upload(q), *k_at = upload(k), *v_at = upload(v), *S_at = upload(S),
+              *z_at = upload(z);
+        float *y_at = upload(std::vector<float>((size_t)RUNS * n * V));
+        unsigned *counters = upload(std::vector<unsigned>(RUNS));
+        launch(stream, dim3(1, (V + CHUNK_COLUMNS - 1) / CHUNK_COLUMNS, RUNS), dim3(LINEAR_THREADS),
+               chunk_floats(F) * sizeof(float), chunks, how, lag, n, (const float *)q_at,
+               (const float *)k_at, (const float *)v_at, y_at, S_at, z_at, counters);
+        std::vector<float> got[3] = {take_back(y_at, y_want.size()), take_back(S_at, S.size()),
+                                     take_back(z_at, z.size())};
         compare("outputs", n, got[0], y_want);
         compare("the state", n, got[1], S_want);
         compare("the sum of features", n, got[2], z_want);
@@ -162,26 +136,13 @@ static void run_of(entering how, int lag, int n) {
             if (!order) first[i] = got[i];
             assert_memory_equal(first[i].data(), got[i].data(), got[i].size() * sizeof(float));
         }
-        for (unsigned left : down(counters, RUNS))
+        for (unsigned left : take_back(counters, RUNS))
             assert_int_equal(left, 0);
         device_free(gpu, q_at);
         device_free(gpu, k_at);
         device_free(gpu, v_at);
     }
     simt_set_order(SIMT_FORWARD, 0);
-}
-
-static int open_gpu(void **state) {
-    (void)state;
-    linnet_error err;
-    if (device_open(0, &gpu, &err)) fail_msg("%s", err.text);
-    return 0;
-}
-
-static int close_gpu(void **state) {
-    (void)state;
-    device_close(gpu);
-    return 0;
 }
 
 static void test_with_row(void **state) {
@@ -233,27 +194,27 @@ static void test_odd_taylor(void **state) {
     m->act = LINNET_ACT_EXACT;
     m->cfg.n_embd = EMBD;
     m->layers = &layer;
-    uint8_t *arena_gpu = up(arena);
+    uint8_t *arena_gpu = upload(arena);
     cuda_row row = {};
-    row.state = up(std::vector<uint8_t>(HEADS * MOMENTS * (VALUES + 1) * sizeof(float)));
+    row.state = upload(std::vector<uint8_t>(HEADS * MOMENTS * (VALUES + 1) * sizeof(float)));
     cuda_run run = {0, 1};
     cuda_pass p = {};
     p.m = m;
-    p.stream = device_get_stream(gpu);
+    p.stream = stream;
     p.sm_count = 2;
     p.exact = true;
     p.weights = (ptrdiff_t)((uintptr_t)arena_gpu - (uintptr_t)arena.data());
     p.n = p.n_runs = p.longest_run = 1;
-    p.rows = up(std::vector<cuda_row>(1, row));
-    p.runs = up(std::vector<cuda_run>(1, run));
-    p.x = up(std::vector<float>(EMBD, 1));
-    p.work = up(std::vector<float>(2 * HEADS * (FEATURES + VALUES)));
-    p.counters = up(std::vector<unsigned>(HEADS));
-    p.not_finite = up(std::vector<unsigned long long>(1, UINT64_MAX));
+    p.rows = upload(std::vector<cuda_row>(1, row));
+    p.runs = upload(std::vector<cuda_run>(1, run));
+    p.x = upload(std::vector<float>(EMBD, 1));
+    p.work = upload(std::vector<float>(2 * HEADS * (FEATURES + VALUES)));
+    p.counters = upload(std::vector<unsigned>(HEADS));
+    p.not_finite = upload(std::vector<unsigned long long>(1, UINT64_MAX));
     cuda_based_taylor.forward(&p, 0);
     linnet_error err;
     if (device_finish(gpu, &err)) fail_msg("%s", err.text);
-    for (float x : down(p.x, EMBD))
+    for (float x : take_back(p.x, EMBD))
         assert_true(x == 1);
     device_free(gpu, arena_gpu);
     device_free(gpu, row.state);

@@ -2,38 +2,18 @@
  * token by token: sizes, lengths and decays that the golden models do not have, and other orders of
  * threads, which must give equal bits. */
 #include "../kernels_cuda/delta.h"
-#include "emulation/control.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-extern "C" {
-#include <cmocka.h>
-}
+#include "gpu.h"
 
 #include <cstdlib>
 #include <vector>
 
 typedef std::vector<float> floats;
 
-static device *gpu;
-static device_stream stream;
 static uint64_t seed;
 
-static int open_gpu(void **state) {
-    (void)state;
-    linnet_error err;
-    simt_set_order(SIMT_FORWARD, 0);
-    if (device_open(0, &gpu, &err)) fail_msg("%s", err.text);
-    stream = device_get_stream(gpu);
+static int begin(void **state) {
     seed = 1;
-    return 0;
-}
-
-static int close_gpu(void **state) {
-    (void)state;
-    device_close(gpu);
-    return 0;
+    return open_gpu(state);
 }
 
 /* In [-1, 1). */
@@ -46,22 +26,6 @@ static floats noises(size_t n, float scale) {
     floats x(n);
     for (float &y : x)
         y = scale * noise();
-    return x;
-}
-
-template <class T> static T *up(const std::vector<T> &x) {
-    linnet_error err;
-    void *p;
-    if (device_alloc(gpu, x.size() * sizeof(T), &p, &err) ||
-        device_upload(gpu, p, x.data(), x.size() * sizeof(T), &err))
-        fail_msg("%s", err.text);
-    return static_cast<T *>(p);
-}
-
-template <class T> static std::vector<T> down(const T *p, size_t n) {
-    linnet_error err;
-    std::vector<T> x(n);
-    if (device_download(gpu, x.data(), p, n * sizeof(T), &err)) fail_msg("%s", err.text);
     return x;
 }
 
@@ -189,20 +153,20 @@ static void check_runs(const runs_case *c, bool chunks) {
                        : order == 1 ? SIMT_REVERSE
                                     : SIMT_SHUFFLED,
                        (uint64_t)order);
-        float *on_gpu = up(states);
+        float *states_at = upload(states);
         std::vector<cuda_row> rows(l.n);
         for (size_t i = 0; i < l.n_runs; i++)
             for (int r = runs[i].first; r < runs[i].last; r++) {
-                rows[r].state = (uint8_t *)(on_gpu + i * state_floats);
+                rows[r].state = (uint8_t *)(states_at + i * state_floats);
                 rows[r].run = (int)i;
             }
         const float nan = NAN;
-        l.rows = up(rows);
-        l.runs = up(runs);
-        l.mixed = up(mixed);
-        l.out = up(floats(l.n * l.values, nan));
-        l.write_keys = up(floats(l.n * (size_t)c->value_heads * K, nan));
-        l.scores = up(floats(l.n * (size_t)c->value_heads * DELTA_CHUNK, nan));
+        l.rows = upload(rows);
+        l.runs = upload(runs);
+        l.mixed = upload(mixed);
+        l.out = upload(floats(l.n * l.values, nan));
+        l.write_keys = upload(floats(l.n * (size_t)c->value_heads * K, nan));
+        l.scores = upload(floats(l.n * (size_t)c->value_heads * DELTA_CHUNK, nan));
         if (chunks) {
             assert_true(delta_chunks_fit(&l));
             delta_chunks(stream, &l);
@@ -211,10 +175,10 @@ static void check_runs(const runs_case *c, bool chunks) {
         }
         linnet_error err;
         if (device_finish(gpu, &err)) fail_msg("%s: %s", c->name, err.text);
-        floats out = down(l.out, l.n * l.values), after = down(on_gpu, states.size());
+        floats out = download(l.out, l.n * l.values), after = download(states_at, states.size());
         for (const void *p : {(const void *)l.rows, (const void *)l.runs, (const void *)l.mixed,
                               (const void *)l.out, (const void *)l.write_keys,
-                              (const void *)l.scores, (const void *)on_gpu})
+                              (const void *)l.scores, (const void *)states_at})
             let_go(p);
         if (order == 0) {
             char what[128];
@@ -303,31 +267,31 @@ static void check_step(int heads, int value_heads, int K, int V, int sm_count) {
                        : order == 1 ? SIMT_REVERSE
                                     : SIMT_SHUFFLED,
                        (uint64_t)order);
-        float *on_gpu = up(states);
-        unsigned *counters = up(std::vector<unsigned>(N * heads));
+        float *states_at = upload(states);
+        unsigned *counters = upload(std::vector<unsigned>(N * heads));
         std::vector<cuda_row> rows(N);
         for (int i = 0; i < N; i++)
-            rows[i].state = (uint8_t *)(on_gpu + i * state_floats);
-        l.rows = up(rows);
-        l.conv = up(conv);
-        l.log_decay = up(decay);
-        l.dt_bias = up(dt);
-        l.norm = up(norm);
+            rows[i].state = (uint8_t *)(states_at + i * state_floats);
+        l.rows = upload(rows);
+        l.conv = upload(conv);
+        l.log_decay = upload(decay);
+        l.dt_bias = upload(dt);
+        l.norm = upload(norm);
         floats out;
         for (int t = 0; t < STEPS; t++) {
             floats raw = noises(N * l.channels, 1), gate = noises(N * l.values, 2);
             floats beta = noises(N * (size_t)value_heads, 3);
             floats alpha = noises(N * (size_t)value_heads, 3);
-            l.raw = up(raw);
-            l.gate = up(gate);
-            l.beta = up(beta);
-            l.alpha = up(alpha);
-            l.out = up(floats(N * l.values, NAN));
+            l.raw = upload(raw);
+            l.gate = upload(gate);
+            l.beta = upload(beta);
+            l.alpha = upload(alpha);
+            l.out = upload(floats(N * l.values, NAN));
             assert_true(delta_step_fits(&l));
             delta_step(stream, &l, counters);
             linnet_error err;
             if (device_finish(gpu, &err)) fail_msg("%s", err.text);
-            out = down(l.out, N * l.values);
+            out = download(l.out, N * l.values);
             for (const float *p : {l.raw, l.gate, l.beta, l.alpha, (const float *)l.out})
                 let_go(p);
             if (order) continue;
@@ -367,12 +331,12 @@ static void check_step(int heads, int value_heads, int K, int V, int sm_count) {
             }
             near("step: outputs", out, want, 2e-5);
         }
-        floats after = down(on_gpu, states.size());
-        for (unsigned x : down(counters, N * heads))
+        floats after = download(states_at, states.size());
+        for (unsigned x : download(counters, N * heads))
             assert_int_equal(x, 0);
         for (const void *p : {(const void *)l.rows, (const void *)l.conv, (const void *)l.log_decay,
-                              (const void *)l.dt_bias, (const void *)l.norm, (const void *)on_gpu,
-                              (const void *)counters})
+                              (const void *)l.dt_bias, (const void *)l.norm,
+                              (const void *)states_at, (const void *)counters})
             let_go(p);
         if (order == 0) {
             near("step: states", after, want_states, 1e-5);
@@ -399,9 +363,9 @@ static void test_step(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_step, open_gpu, close_gpu),
-        cmocka_unit_test_setup_teardown(test_recurrence, open_gpu, close_gpu),
-        cmocka_unit_test_setup_teardown(test_chunks, open_gpu, close_gpu),
+        cmocka_unit_test_setup_teardown(test_step, begin, close_gpu),
+        cmocka_unit_test_setup_teardown(test_recurrence, begin, close_gpu),
+        cmocka_unit_test_setup_teardown(test_chunks, begin, close_gpu),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

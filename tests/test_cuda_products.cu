@@ -2,14 +2,7 @@
  * few rows and many, in float32 and on tensor cores, against sums in double of what dequantize_row
  * says. */
 #include "../kernels_cuda/products.h"
-#include "emulation/control.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-extern "C" {
-#include <cmocka.h>
-}
+#include "gpu.h"
 
 #include <cstdlib>
 #include <vector>
@@ -25,38 +18,6 @@ static const struct {
 } shapes[] = {{1, 32}, {5, 64}, {16, 96}, {17, 256}, {33, 512}, {2, 768}, {100, 160}, {47, 1024}};
 static const size_t counts[] = {1, 2, 3, 8, 9, 17, 64};
 enum { N_MOST = CUBLAS_FROM + 1 };
-
-static device *gpu;
-
-static int open_gpu(void **state) {
-    (void)state;
-    linnet_error err;
-    if (device_open(0, &gpu, &err)) fail_msg("%s", err.text);
-    return 0;
-}
-
-static int close_gpu(void **state) {
-    (void)state;
-    simt_set_order(SIMT_FORWARD, 0);
-    device_close(gpu);
-    return 0;
-}
-
-template <class T> static T *upload(const vector<T> &v) {
-    linnet_error err;
-    void *p;
-    if (device_alloc(gpu, v.size() * sizeof(T), &p, &err) ||
-        device_upload(gpu, p, v.data(), v.size() * sizeof(T), &err))
-        fail_msg("%s", err.text);
-    return (T *)p;
-}
-
-template <class T> static vector<T> download(const T *p, size_t n) {
-    linnet_error err;
-    vector<T> v(n);
-    if (device_download(gpu, v.data(), p, n * sizeof(T), &err)) fail_msg("%s", err.text);
-    return v;
-}
 
 static uint64_t seed;
 /* Uniform in [-1, 1). */
@@ -109,7 +70,7 @@ static subject make(dtype type, size_t rows, size_t cols, linnet_activations act
     s.arena_gpu = upload(vector<uint8_t>(s.arena, s.arena + bytes));
     s.w = {s.arena, (float *)(void *)(s.arena + at_bias), rows, cols, panel, type};
     s.p.m = s.m;
-    s.p.stream = device_get_stream(gpu);
+    s.p.stream = stream;
     s.p.sm_count = 1 + rows % 2;
     s.p.exact = act == LINNET_ACT_EXACT;
     s.p.weights = (ptrdiff_t)((uintptr_t)s.arena_gpu - (uintptr_t)s.arena);

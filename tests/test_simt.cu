@@ -2,14 +2,8 @@
  * and (built by nvcc: `make build/cuda/test_simt`) on a real one; and what a GPU would not forgive
  * is caught by the emulation. References are plain loops. */
 #include "../kernels_cuda/ptx.h"
-#include "emulation/control.h"
+#include "gpu.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-extern "C" {
-#include <cmocka.h>
-}
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,54 +14,9 @@ extern "C" {
 #include <string>
 #include <vector>
 
-#ifdef __CUDACC__
-void simt_set_order(simt_order, uint64_t) {}
-#endif
-
-static device *gpu;
-static device_stream stream;
-
-static int open_gpu(void **state) {
-    (void)state;
-    linnet_error err;
-    simt_set_order(SIMT_FORWARD, 0);
-    if (device_open(0, &gpu, &err)) fail_msg("%s", err.text);
-    stream = device_get_stream(gpu);
-    return 0;
-}
-
-static int close_gpu(void **state) {
-    (void)state;
-    device_close(gpu);
-    return 0;
-}
-
 static void finish() {
     linnet_error err;
     if (device_finish(gpu, &err)) fail_msg("%s", err.text);
-}
-
-/* n elements on the GPU, from `from` or unknown. */
-template <class T> static T *on_gpu(size_t n, const T *from = nullptr) {
-    linnet_error err;
-    void *p;
-    if (device_alloc(gpu, n * sizeof(T), &p, &err)) fail_msg("%s", err.text);
-    if (from && device_upload(gpu, p, from, n * sizeof(T), &err)) fail_msg("%s", err.text);
-    return static_cast<T *>(p);
-}
-
-template <class T> static std::vector<T> copy_back(const T *p, size_t n) {
-    linnet_error err;
-    std::vector<T> v(n);
-    if (device_download(gpu, v.data(), p, n * sizeof(T), &err)) fail_msg("%s", err.text);
-    return v;
-}
-
-/* Back, and frees what was there. */
-template <class T> static std::vector<T> back(T *p, size_t n) {
-    std::vector<T> v = copy_back(p, n);
-    device_free(gpu, p);
-    return v;
 }
 
 static uint32_t bits_of(float f) {
@@ -110,7 +59,7 @@ static void test_barrier(void **state) {
         simt_set_order((simt_order)order, 1);
         int *a = on_gpu(in.size(), in.data()), *b = on_gpu<int>(in.size());
         launch(stream, dim3(5), dim3(96), 0, reverse_rows, a, b);
-        std::vector<int> out = back(b, in.size());
+        std::vector<int> out = take_back(b, in.size());
         for (size_t i = 0; i < in.size(); i++)
             assert_int_equal(out[i], in[i / 96 * 96 + 95 - i % 96] + 2);
         device_free(gpu, a);
@@ -130,7 +79,7 @@ static void test_places(void **state) {
     size_t n = 12 * 40;
     uint4 *p = on_gpu<uint4>(n);
     launch(stream, grid, block, 0, where_am_i, p);
-    std::vector<uint4> out = back(p, n);
+    std::vector<uint4> out = take_back(p, n);
     for (unsigned i = 0; i < n; i++) {
         assert_int_equal(out[i].x, i % 40 / 5 % 4);
         assert_int_equal(out[i].y, i % 40 / 20);
@@ -155,7 +104,7 @@ static void test_block_votes(void **state) {
     (void)state;
     int *p = on_gpu<int>(100 * 5);
     launch(stream, dim3(1), dim3(100), 0, block_votes, p);
-    std::vector<int> out = back(p, 500);
+    std::vector<int> out = take_back(p, 500);
     for (int i = 0; i < 100; i++) {
         const int want[5] = {1, 0, 1, 0, 34};
         assert_memory_equal(&out[(size_t)i * 5], want, sizeof want);
@@ -183,7 +132,7 @@ static void test_shared_in_templates(void **state) {
     float *p = on_gpu<float>(64), *q = on_gpu<float>(64);
     launch(stream, dim3(1), dim3(64), 0, sized<64>, p);
     launch(stream, dim3(1), dim3(64), 0, sized<7>, q);
-    assert_true(back(p, 64)[63] == 65 && back(q, 64)[0] == 8);
+    assert_true(take_back(p, 64)[63] == 65 && take_back(q, 64)[0] == 8);
 }
 
 /* The order of the sums, to the bit. */
@@ -197,7 +146,7 @@ static void test_sums(void **state) {
         float *p = on_gpu(in.size(), in.data());
         float *sum = on_gpu<float>(in.size()), *most = on_gpu<float>(in.size());
         launch(stream, dim3(3), dim3(160), 0, sums, p, sum, most);
-        std::vector<float> s = back(sum, in.size()), m = back(most, in.size());
+        std::vector<float> s = take_back(sum, in.size()), m = take_back(most, in.size());
         for (size_t b = 0; b < 3; b++) {
             float want = 0, largest = in[b * 160];
             for (size_t w = 0; w < 5; w++) {
@@ -237,7 +186,7 @@ template <class T> __global__ void shuffles(T *out) {
 template <class T> static void check_shuffles() {
     T *p = on_gpu<T>(64 * 8);
     launch(stream, dim3(1), dim3(64), 0, shuffles<T>, p);
-    std::vector<T> out = back(p, 64 * 8);
+    std::vector<T> out = take_back(p, 64 * 8);
     for (int i = 0; i < 64; i++) {
         int warp = i / 32 * 32, l = i % 32;
         int from[8] = {31 - l,
@@ -288,7 +237,7 @@ static void test_votes(void **state) {
         simt_set_order((simt_order)order, 3);
         unsigned *p = on_gpu<unsigned>(64 * 6);
         launch(stream, dim3(1), dim3(64), 0, votes, p);
-        std::vector<unsigned> out = back(p, 64 * 6);
+        std::vector<unsigned> out = take_back(p, 64 * 6);
         for (unsigned i = 0; i < 64; i++) {
             unsigned lane = i % 32, clz = lane ? (unsigned)__builtin_clz(lane) : 32;
             unsigned want[6] = {
@@ -329,10 +278,10 @@ static void test_atomics(void **state) {
     launch(stream, dim3(4), dim3(64), 0, atomics, a, b, c, d);
     const int ints_after[7] = {255 * 128, 255, -255, 1, 1, 1, 1};
     const unsigned counts_after[4] = {56, 0xff, 0xf0, 512};
-    assert_memory_equal(back(a, 7).data(), ints_after, sizeof ints);
-    assert_memory_equal(back(b, 4).data(), counts_after, sizeof counts);
-    assert_true(back(c, 1)[0] == 128);
-    assert_true(back(d, 1)[0] == 256ull << 33);
+    assert_memory_equal(take_back(a, 7).data(), ints_after, sizeof ints);
+    assert_memory_equal(take_back(b, 4).data(), counts_after, sizeof counts);
+    assert_true(take_back(c, 1)[0] == 128);
+    assert_true(take_back(d, 1)[0] == 256ull << 33);
 }
 
 /* Every block adds the whole of what the last round left, so a block that runs ahead shows. */
@@ -356,7 +305,7 @@ static void test_grid_barrier(void **state) {
         unsigned *p = on_gpu(v.size(), v.data());
         assert_true(cooperative_blocks(stream, 32, 0, rounds) >= 4);
         launch_cooperative(stream, dim3(4), dim3(32), 0, rounds, p, 3);
-        std::vector<unsigned> out = back(p, v.size());
+        std::vector<unsigned> out = take_back(p, v.size());
         for (int r = 0; r < 3; r++) {
             unsigned sum = 0;
             for (unsigned j = 0; j < v.size(); j++)
@@ -387,7 +336,7 @@ static void test_dynamic_shared(void **state) {
             in[i] = (float)i;
         float *p = on_gpu(n, in.data()), *q = on_gpu<float>(n);
         launch(stream, dim3(1), dim3(64), n * sizeof(float), through_dynamic, p, q, (unsigned)n);
-        std::vector<float> out = back(q, n);
+        std::vector<float> out = take_back(q, n);
         for (size_t i = 0; i < n; i++)
             assert_true(out[i] == (float)(n - 1 - i));
         device_free(gpu, p);
@@ -416,7 +365,7 @@ static void test_copies(void **state) {
     finish();
     for (int i = 0; i < 100; i++)
         assert_int_equal(host[i], i + 6);
-    std::vector<int> out = back(a, 100);
+    std::vector<int> out = take_back(a, 100);
     for (int i = 0; i < 100; i++)
         assert_int_equal(out[(size_t)i], i < 50 ? 0 : i + 5);
     device_free(gpu, b);
@@ -440,12 +389,12 @@ static void test_graph(void **state) {
     device_copy(stream, b, a, 256);
     launch(stream, dim3(2), dim3(32), 0, add, b, 64, 10);
     assert_int_equal(device_graph_end(stream, &g, &err), 0);
-    assert_int_equal(copy_back(a, 64)[0], 0); /* recorded, not run */
+    assert_int_equal(download(a, 64)[0], 0); /* recorded, not run */
     for (int i = 1; i <= 3; i++) {
         device_graph_launch(stream, g);
         launch(stream, dim3(2), dim3(32), 0, add, a, 64, 1);
-        assert_int_equal(copy_back(a, 64)[63], 3 * i);
-        assert_int_equal(copy_back(b, 64)[63], 3 * i + 9);
+        assert_int_equal(download(a, 64)[63], 3 * i);
+        assert_int_equal(download(b, 64)[63], 3 * i + 9);
     }
     device_graph_free(g);
     device_graph_free(nullptr);
@@ -454,7 +403,7 @@ static void test_graph(void **state) {
     launch(stream, dim3(1), dim3(2000), 0, add, a, 64, 2);
     assert_int_equal(device_graph_end(stream, &g, &err), LINNET_ERR_DEVICE);
     assert_non_null(strstr(err.text, "kernel add was not launched"));
-    assert_int_equal(copy_back(a, 64)[63], 9);
+    assert_int_equal(download(a, 64)[63], 9);
     device_free(gpu, a);
     device_free(gpu, b);
 }
@@ -484,7 +433,7 @@ static void test_overlapped(void **state) {
         launch_overlapped(stream, dim3(4), dim3(32), 0, add_overlapped, y, z);
         launch_overlapped(stream, dim3(4), dim3(32), 0, add_overlapped, z, x);
         launch_overlapped(stream, dim3(4), dim3(32), 0, add_overlapped, x, y);
-        std::vector<int> out = copy_back(y, 128);
+        std::vector<int> out = download(y, 128);
         for (int v : out)
             assert_int_equal(v, 9 + i);
     }
@@ -521,7 +470,7 @@ static void test_widening(void **state) {
     (void)state;
     float *a = on_gpu<float>(65536), *b = on_gpu<float>(65536);
     launch(stream, dim3(256), dim3(256), 0, widen, a, b);
-    std::vector<float> f16 = back(a, 65536), bf16 = back(b, 65536);
+    std::vector<float> f16 = take_back(a, 65536), bf16 = take_back(b, 65536);
     for (unsigned h = 0; h < 65536; h++) {
         assert_int_equal(bits_of(bf16[h]), h << 16);
         if ((h & 0x7fff) > 0x7c00)
@@ -569,7 +518,7 @@ static void test_narrowing(void **state) {
         float *p = on_gpu(n, in.data());
         uint16_t *a = on_gpu<uint16_t>(n), *b = on_gpu<uint16_t>(n);
         launch(stream, dim3((n + 255) / 256), dim3(256), 0, narrow, p, a, b, n);
-        std::vector<uint16_t> out = copy_back(type ? b : a, n);
+        std::vector<uint16_t> out = download(type ? b : a, n);
         for (unsigned i = 0; i < n; i++)
             if (out[i] != want[i])
                 fail_msg("%s of %a: %04x, expected %04x", type ? "bf16" : "f16", in[i], out[i],
@@ -598,7 +547,7 @@ static void test_small_ones(void **state) {
     float *p = on_gpu(n, in);
     int *q = on_gpu<int>(n * 4);
     launch(stream, dim3(1), dim3(32), 0, small_ones, p, q, n);
-    std::vector<int> out = back(q, n * 4);
+    std::vector<int> out = take_back(q, n * 4);
     device_free(gpu, p);
     for (unsigned i = 0; i < n; i++) {
         if (in[i] == in[i]) { /* NaN: GPUs differ from what CUDA's manual says */
@@ -724,7 +673,7 @@ static void test_mma16(void **state) {
             launch(stream, dim3(1), dim3(32), 0, one_mma16, way ? AS_F16 : AS_BF16, pa, pb, pd);
         else
             launch(stream, dim3(1), dim3(32), 0, tiled_mma16, way == 2, pa, pb, pd);
-        std::vector<float> got = back(pd, 128);
+        std::vector<float> got = take_back(pd, 128);
         for (size_t i = 0; i < 128; i++)
             if (got[i] != want[i])
                 fail_msg("way %d, element %zu: %g, expected %g", way, i, got[i], want[i]);
@@ -741,7 +690,7 @@ static void test_mma_tf32(void **state) {
         float *pa = on_gpu(a.size(), a.data()), *pb = on_gpu(b.size(), b.data());
         float *pd = on_gpu(d.size(), d.data());
         launch(stream, dim3(1), dim3(32), 0, one_mma8, pa, pb, pd, rounded);
-        assert_memory_equal(back(pd, 128).data(), want.data(), 128 * 4);
+        assert_memory_equal(take_back(pd, 128).data(), want.data(), 128 * 4);
         device_free(gpu, pa);
         device_free(gpu, pb);
     }
@@ -755,7 +704,7 @@ static void test_mma_tf32(void **state) {
         float *pa = on_gpu(a.size(), a.data()), *pb = on_gpu(b.size(), b.data());
         float *pd = on_gpu(d.size(), d.data());
         launch(stream, dim3(1), dim3(32), 0, one_mma8, pa, pb, pd, rounded);
-        std::vector<float> got = back(pd, 128);
+        std::vector<float> got = take_back(pd, 128);
         assert_true(got[0] == (rounded ? -1 - 0x1p-10f : -1));
         assert_true(got[8] == (rounded ? -1 - 0x1p-10f : -1));
         device_free(gpu, pa);
@@ -794,7 +743,7 @@ template <int N> static void check_ldmatrix() {
     uint16_t *p = on_gpu(in.size(), in.data());
     uint32_t *q = on_gpu<uint32_t>(64 * N);
     launch(stream, dim3(1), dim3(32), 0, load_matrices<N>, p, q);
-    std::vector<uint32_t> out = back(q, 64 * N);
+    std::vector<uint32_t> out = take_back(q, 64 * N);
     device_free(gpu, p);
     for (unsigned lane = 0; lane < 32; lane++)
         for (unsigned i = 0; i < N; i++) {
@@ -854,7 +803,7 @@ static void test_cp_async(void **state) {
     for (int order = SIMT_FORWARD; order <= SIMT_SHUFFLED; order++) {
         simt_set_order((simt_order)order, 6);
         launch(stream, dim3(1), dim3(32), 0, staged<false>, p, q, 7u);
-        std::vector<uint32_t> out = copy_back(q, 32);
+        std::vector<uint32_t> out = download(q, 32);
         for (unsigned lane = 0; lane < 32; lane++) {
             uint32_t want = 0;
             for (unsigned r = 0; r < 7; r++)
@@ -864,7 +813,7 @@ static void test_cp_async(void **state) {
         }
     }
     launch(stream, dim3(1), dim3(32), 0, cut_copies, p, q);
-    std::vector<uint32_t> out = back(q, 68);
+    std::vector<uint32_t> out = take_back(q, 68);
     for (size_t bytes = 0; bytes <= 16; bytes++) {
         uint32_t want[4] = {0, 0, 0, 0};
         memcpy(want, in.data(), bytes);
@@ -889,14 +838,14 @@ static void test_bad_launches(void **state) {
     launch(stream, dim3(1), dim3(1025), 0, add, p, 64, 1);
     launch(stream, dim3(1), dim3(64), 1 << 20, through_dynamic, (float *)p, (float *)p, 1u);
     refused(device_finish(gpu, &err), LINNET_ERR_DEVICE, &err, "kernel add was not launched");
-    assert_int_equal(copy_back(p, 64)[0], 1); /* nothing broke */
+    assert_int_equal(download(p, 64)[0], 1); /* nothing broke */
     launch(stream, dim3(1), dim3(64), 1 << 20, sized<7>, (float *)p);
     refused(device_finish(gpu, &err), LINNET_ERR_DEVICE, &err, "kernel sized<7> was not launched");
     launch_cooperative(stream, dim3(1 << 16), dim3(64), 0, rounds, (unsigned *)p, 1);
     refused(device_finish(gpu, &err), LINNET_ERR_DEVICE, &err, "kernel rounds was not launched");
     launch(stream, dim3(0), dim3(64), 0, add, p, 64, 1);
     refused(device_finish(gpu, &err), LINNET_ERR_DEVICE, &err, "kernel add was not launched");
-    assert_int_equal(back(p, 64)[0], 1);
+    assert_int_equal(take_back(p, 64)[0], 1);
     void *most;
     refused(device_alloc(gpu, (size_t)1 << 60, &most, &err), LINNET_ERR_MEMORY, &err,
             "1152921504606846976 bytes wanted, ");
@@ -1135,8 +1084,8 @@ static void test_overlap_caught(void **state) {
     device_zero(stream, x, 128);
     launch(stream, dim3(1), dim3(32), 0, add, x, 32, 5);
     launch_overlapped(stream, dim3(1), dim3(32), 0, reads_too_early, x, y);
-    assert_int_equal(copy_back(y, 32)[0], 0); /* what was there before */
-    assert_int_equal(copy_back(x, 32)[0], 5);
+    assert_int_equal(download(y, 32)[0], 0); /* what was there before */
+    assert_int_equal(download(x, 32)[0], 5);
     launch(stream, dim3(1), dim3(32), 0, add, x, 32, 5);
     launch_overlapped(stream, dim3(1), dim3(32), 0, forgets_to_wait, x, y);
     refused(device_finish(gpu, &err), LINNET_ERR_DEVICE, &err,
@@ -1158,7 +1107,7 @@ static void test_unwritten_is_nan(void **state) {
     (void)state;
     float *p = on_gpu<float>(128), *q = on_gpu<float>(64);
     launch(stream, dim3(3), dim3(64), 256, unwritten, p, q);
-    for (float f : back(p, 128))
+    for (float f : take_back(p, 128))
         assert_true(f != f);
     device_free(gpu, q);
 }
@@ -1204,7 +1153,7 @@ static void test_races(void **state) {
                 device_zero(stream, p, 512);
                 bool blocks = k == race_of_blocks;
                 launch(stream, dim3(blocks ? 16 : 1), dim3(blocks ? 8 : 128), 0, k, p, right);
-                std::vector<float> out = back(p, 128);
+                std::vector<float> out = take_back(p, 128);
                 if (!run) first = out;
                 differ += memcmp(out.data(), first.data(), 512) != 0;
             }
@@ -1218,9 +1167,9 @@ static void test_cp_async_caught(void **state) {
     std::vector<uint32_t> in(7 * 128, 1);
     uint32_t *p = on_gpu(in.size(), in.data()), *q = on_gpu<uint32_t>(32);
     launch(stream, dim3(1), dim3(32), 0, staged<true>, p, q, 7u);
-    assert_int_not_equal(copy_back(q, 32)[0], 28);
+    assert_int_not_equal(download(q, 32)[0], 28);
     launch(stream, dim3(1), dim3(32), 0, staged<false>, p, q, 7u);
-    assert_int_equal(back(q, 32)[0], 28);
+    assert_int_equal(take_back(q, 32)[0], 28);
     device_free(gpu, p);
 }
 
@@ -1269,7 +1218,7 @@ static void test_one_past(void **state) {
 #else
     float *p = on_gpu<float>(10);
     launch(stream, dim3(1), dim3(1), 40, one_past, 0, 9, p);
-    assert_true(back(p, 10)[0] == 1);
+    assert_true(take_back(p, 10)[0] == 1);
 #endif
 }
 #endif
