@@ -9,13 +9,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from forms import Case, random  # noqa: E402
 from train.linearize import attention, distill, student, transfer  # noqa: E402
 
 H, KV, D = 4, 2, 6
-
-
-def random(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def make(**options):
@@ -57,14 +54,7 @@ def plain(s, q, k, v):
     return out
 
 
-class Forms(unittest.TestCase):
-    def setUp(self):
-        torch.manual_seed(0)
-
-    def near(self, a, b, tolerance=1e-10):
-        self.assertEqual(a.shape, b.shape)
-        self.assertLess(((a - b).abs().max() / b.abs().max()).item(), tolerance)
-
+class Forms(Case):
     def qkv(self, T, B=2):
         return random(B, H, T, D), random(B, KV, T, D), random(B, KV, T, D)
 

@@ -251,15 +251,20 @@ static void break_model(const char *from, const char *to) {
     fclose(out);
 }
 
-/* One job's NaN, in its prompt or in a decode step, ends that job alone; the others, whose
- * recurrent states the failing step took along, say what they say alone. */
-static void test_one_faulty_job(void **state) {
-    (void)state;
+static linnet_model *open_broken(void) {
     char broken[64];
     snprintf(broken, sizeof broken, "%s/broken.gguf", folder);
     break_model(hybrid, broken);
     linnet_model *m = open_one(broken);
     unlink(broken);
+    return m;
+}
+
+/* One job's NaN, in its prompt or in a decode step, ends that job alone; the others, whose
+ * recurrent states the failing step took along, say what they say alone. */
+static void test_one_faulty_job(void **state) {
+    (void)state;
+    linnet_model *m = open_broken();
     enum { N = 6 };
     outcome *alone[N];
     for (int at = 0; at < 4; at++) {
@@ -312,11 +317,7 @@ static void test_one_faulty_job(void **state) {
  * to keep, though it had begun to answer. */
 static void test_cancelled_replay(void **state) {
     (void)state;
-    char broken[64];
-    snprintf(broken, sizeof broken, "%s/broken.gguf", folder);
-    break_model(hybrid, broken);
-    linnet_model *m = open_one(broken);
-    unlink(broken);
+    linnet_model *m = open_broken();
     scheduler *s = start_with(&(scheduler_options){
         .model = m, .slots = 2, .max_queue = 2, .piece = 1, .session = {.ctx = 8192}});
     enum { N = 2000 };

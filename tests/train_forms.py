@@ -8,23 +8,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from forms import Case, random  # noqa: E402
 from train import mixers  # noqa: E402
 from train.model import Model  # noqa: E402
 from train.run import Loss, set_transfer  # noqa: E402
 
 
-def random(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-class Forms(unittest.TestCase):
-    def setUp(self):
-        torch.manual_seed(0)
-
-    def near(self, a, b, tolerance=1e-10):
-        self.assertEqual(a.shape, b.shape)
-        self.assertLess(((a - b).abs().max() / b.abs().max()).item(), tolerance)
-
+class Forms(Case):
     def delta_by_token(self, q, k, v, beta, decay):
         B, H, T, K = q.shape
         S, out = torch.zeros(B, H, K, v.shape[-1], dtype=q.dtype), []
