@@ -3,10 +3,9 @@
 #ifndef COMMON_H
 #define COMMON_H
 
+#include "error.h"
 #include "linnet_tools.h"
 
-#include <stdarg.h>
-#include <stdio.h>
 #ifdef __cplusplus /* the same types, in C++'s words */
 #include <atomic>
 using std::atomic_bool;
@@ -16,20 +15,6 @@ using std::atomic_uintptr_t;
 #else
 #include <stdatomic.h>
 #endif
-
-/* Fills *err (if not NULL) and returns `code`, so that `return fail(err, LINNET_ERR_IO, ...)` reads
- * as one thought. */
-__attribute__((format(printf, 3, 4))) static inline linnet_status
-fail(linnet_error *err, linnet_status code, const char *format, ...) {
-    if (err) {
-        va_list args;
-        va_start(args, format);
-        err->code = code;
-        vsnprintf(err->text, sizeof err->text, format, args);
-        va_end(args);
-    }
-    return code;
-}
 
 /* *out = a * b; false when it does not fit. */
 static inline bool mul_size(size_t a, size_t b, size_t *out) {

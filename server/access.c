@@ -1,7 +1,7 @@
 /* Who may ask: names in Host (a page of the web must not reach this server under a name of its own,
  * as DNS rebinding does), origins, API keys. */
 #include "connection.h"
-#include "error.h"
+#include "../error.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -37,12 +37,11 @@ static linnet_status read_keys(access_rules *a, linnet_error *err) {
     if (!file || fstat(fileno(file), &st)) {
         int code = errno;
         if (file) fclose(file);
-        return refuse(err, LINNET_ERR_IO, "%s: %s", path, strerror(code));
+        return fail(err, LINNET_ERR_IO, "%s: %s", path, strerror(code));
     }
     if (!S_ISREG(st.st_mode)) {
         fclose(file);
-        return refuse(err, LINNET_ERR_IO, "%s: %s", path,
-                      "expected a file of API keys, one a line");
+        return fail(err, LINNET_ERR_IO, "%s: %s", path, "expected a file of API keys, one a line");
     }
     if ((st.st_mode & 0007) && a->options->log) {
         char line[1200];
@@ -58,28 +57,27 @@ static linnet_status read_keys(access_rules *a, linnet_error *err) {
             line[--n] = '\0';
         if (!n || line[0] == '#') continue;
         if (n > MAX_KEY || (!whole && !feof(file))) {
-            status = refuse(err, LINNET_ERR_FORMAT, "%s: %s", path,
-                            "an API key is longer than 512 characters");
+            status = fail(err, LINNET_ERR_FORMAT, "%s: %s", path,
+                          "an API key is longer than 512 characters");
             break;
         }
         if (strstr(line, " #") || strstr(line, "\t#")) { /* "KEY # whose" would be the key */
-            status = refuse(err, LINNET_ERR_FORMAT, "%s: %s", path,
-                            "a # stands behind an API key; a comment needs a line of its own");
+            status = fail(err, LINNET_ERR_FORMAT, "%s: %s", path,
+                          "a # stands behind an API key; a comment needs a line of its own");
             break;
         }
         void *grown = realloc(a->keys, (a->n_keys + 1) * sizeof *a->keys);
         if (!grown) {
-            status = refuse(err, LINNET_ERR_MEMORY, "%s: %s", path, "no memory for its keys");
+            status = fail(err, LINNET_ERR_MEMORY, "%s: %s", path, "no memory for its keys");
             break;
         }
         a->keys = grown;
         hash_key(a, line, n, a->keys[a->n_keys++]);
     }
-    if (!status && ferror(file))
-        status = refuse(err, LINNET_ERR_IO, "%s: %s", path, strerror(errno));
+    if (!status && ferror(file)) status = fail(err, LINNET_ERR_IO, "%s: %s", path, strerror(errno));
     if (!status && !a->n_keys)
-        status = refuse(err, LINNET_ERR_FORMAT, "%s: %s", path,
-                        "expected API keys, one a line, found none");
+        status = fail(err, LINNET_ERR_FORMAT, "%s: %s", path,
+                      "expected API keys, one a line, found none");
     sodium_memzero(line, sizeof line);
     fclose(file);
     return status;
@@ -87,7 +85,7 @@ static linnet_status read_keys(access_rules *a, linnet_error *err) {
 
 linnet_status access_new(access_rules **out, const server_options *options, linnet_error *err) {
     access_rules *a = calloc(1, sizeof *a);
-    if (!a) return refuse(err, LINNET_ERR_MEMORY, "%s: %s", "server", "no memory");
+    if (!a) return fail(err, LINNET_ERR_MEMORY, "%s: %s", "server", "no memory");
     a->options = options;
     randombytes_buf(a->secret, sizeof a->secret);
     a->keyed = options->api_key_file != NULL;

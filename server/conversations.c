@@ -1,7 +1,7 @@
 /* Conversations by what was said. The lock covers the shelf, the journal and the counters; stores
  * and the model are asked without it. */
 #include "conversations_parts.h"
-#include "error.h"
+#include "../error.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -103,7 +103,7 @@ linnet_status ids_from(const conversations *c, const linnet_message *m, size_t n
     for (;;) {
         int32_t *grown = realloc(out->at, (before + cap) * sizeof *grown);
         linnet_status status = LINNET_OK;
-        if (!grown) status = refuse(err, LINNET_ERR_MEMORY, "no memory for a prompt");
+        if (!grown) status = fail(err, LINNET_ERR_MEMORY, "no memory for a prompt");
         if (grown) out->at = grown;
         if (!status)
             status = linnet_chat_continue(c->options.model, c->template, m, n, from, prompt,
@@ -231,12 +231,12 @@ linnet_status conversations_prompt(conversations *c, const linnet_message *messa
     *out = (conversation_prompt){.source = ""};
     for (size_t i = 0; i < n; i++)
         if (!messages[i].role || !messages[i].content)
-            return refuse(err, LINNET_ERR_ARGUMENT, "message %zu: its role or content is NULL",
-                          i + 1);
+            return fail(err, LINNET_ERR_ARGUMENT, "message %zu: its role or content is NULL",
+                        i + 1);
     linnet_status status = name ? check_name("conversation", name, err) : LINNET_OK;
     if (status) return status;
     uint8_t(*keys)[KEY] = keys_of(c, messages, n);
-    if (!keys) return refuse(err, LINNET_ERR_MEMORY, "no memory for %zu messages", n);
+    if (!keys) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu messages", n);
     id_text held = {0}, all = {0};
     size_t known;
     bool lost;
@@ -276,12 +276,12 @@ static linnet_status complete(conversations *c, const linnet_message *m, size_t 
     int32_t *ids = NULL;
     if (!ended) status = ids_from(c, m, n, n, false, NULL, &close, err);
     if (!status && !(ids = malloc((cap + close.n + 1) * sizeof *ids)))
-        status = refuse(err, LINNET_ERR_MEMORY, "no memory for the end of an answer");
+        status = fail(err, LINNET_ERR_MEMORY, "no memory for the end of an answer");
     if (!status && rest && *rest)
         status = linnet_tokenize(c->options.model, rest, strlen(rest), LINNET_MIDDLE, ids, cap,
                                  &n_rest, err);
     if (!status && n_rest > cap)
-        status = refuse(err, LINNET_ERR_MEMORY, "the end of an answer has more tokens than bytes");
+        status = fail(err, LINNET_ERR_MEMORY, "the end of an answer has more tokens than bytes");
     if (!status && n_rest + close.n) {
         if (close.n) memcpy(ids + n_rest, close.at, close.n * sizeof *ids);
         linnet_item item = {.session = session,
@@ -305,7 +305,7 @@ void conversations_keep(conversations *c, const linnet_message *messages, size_t
     linnet_status status = LINNET_OK;
     if (!keys || !n || !is_answer(&messages[n - 1]) ||
         (name && !conversations_name_ok(name, strlen(name))))
-        status = refuse(&err, LINNET_ERR_ARGUMENT, "there is no answer to keep");
+        status = fail(&err, LINNET_ERR_ARGUMENT, "there is no answer to keep");
     if (!status) status = complete(c, messages, n, session, rest, ended, &err);
     if (status) {
         pthread_mutex_lock(&c->lock);

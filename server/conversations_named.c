@@ -1,6 +1,6 @@
 /* States by name. */
 #include "conversations_parts.h"
-#include "error.h"
+#include "../error.h"
 
 #include <string.h>
 
@@ -12,8 +12,8 @@ bool conversations_name_ok(const char *name, size_t n) {
 
 linnet_status check_name(const char *what, const char *name, linnet_error *err) {
     if (name && conversations_name_ok(name, strlen(name))) return LINNET_OK;
-    return refuse(err, LINNET_ERR_ARGUMENT,
-                  "\"%s\" is to be 1 to 128 of A-Z a-z 0-9 . _ -, not beginning with a dot", what);
+    return fail(err, LINNET_ERR_ARGUMENT,
+                "\"%s\" is to be 1 to 128 of A-Z a-z 0-9 . _ -, not beginning with a dot", what);
 }
 
 static void name_key(const char *name, uint8_t out[KEY]) {
@@ -54,7 +54,7 @@ static linnet_status save_under(conversations *c, const char *to, const linnet_s
         linnet_error its;
         linnet_status status = store_put(c, &c->stores[i], (store_key){true, to}, session, &its);
         saved = saved || !status;
-        if (status) worst = refuse(err, status, "%s", its.text);
+        if (status) worst = fail(err, status, "%s", its.text);
     }
     return saved ? LINNET_OK : worst;
 }
@@ -66,16 +66,16 @@ linnet_status conversations_state(conversations *c, state_action action, const c
     linnet_status status = check_name("id", id, err);
     if (!status) status = check_name("to", to, err);
     if (!status && action != STATE_FORK && !c->n_stores)
-        status = refuse(err, LINNET_ERR_UNSUPPORTED,
-                        "states are kept in memory alone: start the server with --cache-dir or "
-                        "--redis to save and restore them");
+        status = fail(err, LINNET_ERR_UNSUPPORTED,
+                      "states are kept in memory alone: start the server with --cache-dir or "
+                      "--redis to save and restore them");
     if (status) return status;
     bool cached;
     linnet_session *session = action == STATE_RESTORE ? NULL : named_copy(c, id, true, &cached);
     if (!session) session = stored(c, id, NULL);
     if (!session)
-        return refuse(err, LINNET_ERR_ARGUMENT, "there is no state with the name \"%s\"%s", id,
-                      action == STATE_RESTORE ? " in the store" : "");
+        return fail(err, LINNET_ERR_ARGUMENT, "there is no state with the name \"%s\"%s", id,
+                    action == STATE_RESTORE ? " in the store" : "");
     *bytes = linnet_session_size(session);
     linnet_session_tokens(session, tokens);
     if (action == STATE_SAVE) {
@@ -86,7 +86,7 @@ linnet_status conversations_state(conversations *c, state_action action, const c
     /* So the next turn of the conversation finds it, whatever happens to the name. */
     keep_in_cache(c, session, &evictions);
     if (keep_named(c, to, session, evictions)) return LINNET_OK;
-    return refuse(err, LINNET_ERR_MEMORY,
-                  "a state of %llu bytes does not fit into the %llu for states with a name",
-                  (unsigned long long)*bytes, (unsigned long long)c->shelf.budget);
+    return fail(err, LINNET_ERR_MEMORY,
+                "a state of %llu bytes does not fit into the %llu for states with a name",
+                (unsigned long long)*bytes, (unsigned long long)c->shelf.budget);
 }

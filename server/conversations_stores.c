@@ -1,7 +1,7 @@
 /* Setting conversations up, and asking their stores. */
 #include "clock.h"
 #include "conversations_parts.h"
-#include "error.h"
+#include "../error.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -84,7 +84,7 @@ static linnet_status make_seed(conversations *c, linnet_error *err) {
     uint64_t n = linnet_session_size(session);
     uint8_t *bytes = n >= HEAD ? malloc(n) : NULL;
     status = bytes ? linnet_session_save(session, bytes, n, err)
-                   : refuse(err, LINNET_ERR_MEMORY, "out of memory");
+                   : fail(err, LINNET_ERR_MEMORY, "out of memory");
     if (!status) {
         crypto_generichash_state h;
         linnet_error unknown;
@@ -110,7 +110,7 @@ static linnet_status make_seed(conversations *c, linnet_error *err) {
 
 static linnet_status make_folder(const char *path, linnet_error *err) {
     if (!mkdir(path, 0700) || errno == EEXIST) return LINNET_OK;
-    return refuse(err, LINNET_ERR_IO, "cannot create %s: %s", path, strerror(errno));
+    return fail(err, LINNET_ERR_IO, "cannot create %s: %s", path, strerror(errno));
 }
 
 static linnet_status open_folder(conversations *c, linnet_error *err) {
@@ -119,7 +119,7 @@ static linnet_status open_folder(conversations *c, linnet_error *err) {
     if (!status &&
         (asprintf(&states, "%s/states", c->options.dir) < 0 ||
          asprintf(&dir, "%s/%s", states, c->fingerprint) < 0 || asprintf(&ids, "%s/ids", dir) < 0))
-        status = refuse(err, LINNET_ERR_MEMORY, "out of memory");
+        status = fail(err, LINNET_ERR_MEMORY, "out of memory");
     if (!status) status = make_folder(states, err);
     if (!status) status = make_folder(dir, err);
     if (!status) status = store_folder_new(&c->stores[c->n_stores].store, dir, err);
@@ -145,15 +145,15 @@ static linnet_status open_redis(conversations *c, linnet_error *err) {
 
 linnet_status conversations_new(conversations **out, const conversations_options *options,
                                 linnet_error *err) {
-    if (sodium_init() < 0) return refuse(err, LINNET_ERR_DEVICE, "libsodium does not start");
+    if (sodium_init() < 0) return fail(err, LINNET_ERR_DEVICE, "libsodium does not start");
     conversations *c = calloc(1, sizeof *c);
-    if (!c) return refuse(err, LINNET_ERR_MEMORY, "out of memory");
+    if (!c) return fail(err, LINNET_ERR_MEMORY, "out of memory");
     c->options = *options;
     c->shelf.budget = options->bytes ? options->bytes : (uint64_t)256 << 20;
     pthread_mutex_init(&c->lock, NULL);
     linnet_status status = LINNET_OK;
     if (options->template && !(c->template = strdup(options->template)))
-        status = refuse(err, LINNET_ERR_MEMORY, "out of memory");
+        status = fail(err, LINNET_ERR_MEMORY, "out of memory");
     if (!status) status = make_seed(c, err);
     if (!status && options->redis) status = open_redis(c, err);
     if (!status && options->dir) status = open_folder(c, err);

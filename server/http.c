@@ -17,7 +17,7 @@
  *   - its threads have stacks of 100 kB: a handler runs on a thread of its own. */
 #include "clock.h"
 #include "connection.h"
-#include "error.h"
+#include "../error.h"
 #include "job.h"
 
 #include <netdb.h>
@@ -289,7 +289,7 @@ static bool listening_address(const server_options *o, char *out, size_t size, l
     bool six = !code && found->ai_family == AF_INET6;
     if (found) freeaddrinfo(found);
     if (code) {
-        refuse(err, LINNET_ERR_ARGUMENT, "host %.200s: %s", o->host, gai_strerror(code));
+        fail(err, LINNET_ERR_ARGUMENT, "host %.200s: %s", o->host, gai_strerror(code));
         return false;
     }
     snprintf(out, size, six ? "[%s]:%d" : "%s:%d", name, o->port);
@@ -303,11 +303,11 @@ linnet_status http_start(http **out, server *s, linnet_error *err) {
     char address[NI_MAXHOST + 16], threads[16], head[16], seconds[24], size[16], backlog[16];
     if (!listening_address(o, address, sizeof address, err)) return err->code;
     http *h = calloc(1, sizeof *h);
-    if (!h) return refuse(err, LINNET_ERR_MEMORY, "no memory for the HTTP server");
+    if (!h) return fail(err, LINNET_ERR_MEMORY, "no memory for the HTTP server");
     h->server = s;
     linnet_status status = access_new(&h->access, o, err);
     if (!status && !condition_start(&h->wake))
-        status = refuse(err, LINNET_ERR_MEMORY, "no memory for the HTTP server");
+        status = fail(err, LINNET_ERR_MEMORY, "no memory for the HTTP server");
     if (status) {
         access_free(h->access);
         free(h);
@@ -362,9 +362,8 @@ linnet_status http_start(http **out, server *s, linnet_error *err) {
     h->port = port.port;
     pthread_mutex_unlock(&h->lock);
     if (!listens) {
-        status =
-            refuse(err, LINNET_ERR_IO, "cannot listen on %s: %s", address,
-                   *h->complaint ? h->complaint : "is the address taken, or another machine's?");
+        status = fail(err, LINNET_ERR_IO, "cannot listen on %s: %s", address,
+                      *h->complaint ? h->complaint : "is the address taken, or another machine's?");
         http_stop(h);
         *out = NULL;
         return status;
@@ -372,7 +371,7 @@ linnet_status http_start(http **out, server *s, linnet_error *err) {
     if (!connections_watch(h)) {
         http_stop(h);
         *out = NULL;
-        return refuse(err, LINNET_ERR_MEMORY, "no thread for the HTTP server");
+        return fail(err, LINNET_ERR_MEMORY, "no thread for the HTTP server");
     }
     return LINNET_OK;
 }

@@ -1,5 +1,5 @@
 #include "job.h"
-#include "error.h"
+#include "../error.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -135,7 +135,7 @@ failed:
     free(j);
     event_free(end);
     request_free(request);
-    return refuse(err, LINNET_ERR_MEMORY, "no memory for a job");
+    return fail(err, LINNET_ERR_MEMORY, "no memory for a job");
 }
 
 void job_release(job *j) {

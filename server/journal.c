@@ -1,5 +1,5 @@
 #include "journal.h"
-#include "error.h"
+#include "../error.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -48,12 +48,12 @@ static linnet_status write_record(journal *j, int fd, const shelf_entry *e, uint
                                   linnet_error *err) {
     size_t bytes;
     uint8_t *record = record_of(e, &bytes);
-    if (!record) return refuse(err, LINNET_ERR_IO, "%s: out of memory", j->path);
+    if (!record) return fail(err, LINNET_ERR_IO, "%s: out of memory", j->path);
     ssize_t n = write(fd, record, bytes);
     free(record);
     if (n != (ssize_t)bytes)
-        return refuse(err, LINNET_ERR_IO, "cannot write %s: %s", j->path,
-                      n < 0 ? strerror(errno) : "no space left");
+        return fail(err, LINNET_ERR_IO, "cannot write %s: %s", j->path,
+                    n < 0 ? strerror(errno) : "no space left");
     *total += bytes;
     return LINNET_OK;
 }
@@ -75,10 +75,10 @@ static size_t record_at(const uint8_t *at, size_t left) {
 static linnet_status read_all(journal *j, linnet_error *err) {
     struct stat st;
     if (fstat(j->fd, &st) || !S_ISREG(st.st_mode))
-        return refuse(err, LINNET_ERR_IO, "%s: expected a regular file", j->path);
+        return fail(err, LINNET_ERR_IO, "%s: expected a regular file", j->path);
     size_t size = (size_t)st.st_size, got = 0, at = 0;
     uint8_t *all = malloc(size + 1);
-    if (!all) return refuse(err, LINNET_ERR_MEMORY, "%s: no memory for %zu bytes", j->path, size);
+    if (!all) return fail(err, LINNET_ERR_MEMORY, "%s: no memory for %zu bytes", j->path, size);
     for (ssize_t n; got < size && (n = pread(j->fd, all + got, size - got, (off_t)got)) > 0;)
         got += (size_t)n;
     while (at < got) {
@@ -111,17 +111,17 @@ static int open_file(const char *path, int flags) {
 static linnet_status write_anew(journal *j, linnet_error *err) {
     char *path;
     if (asprintf(&path, "%s.%ld.new", j->path, (long)getpid()) < 0)
-        return refuse(err, LINNET_ERR_IO, "%s: out of memory", j->path);
+        return fail(err, LINNET_ERR_IO, "%s: out of memory", j->path);
     unlink(path);
     int fd = open_file(path, O_EXCL);
     uint64_t total = 0;
     linnet_status status =
-        fd < 0 ? refuse(err, LINNET_ERR_IO, "cannot create %s: %s", path, strerror(errno))
+        fd < 0 ? fail(err, LINNET_ERR_IO, "cannot create %s: %s", path, strerror(errno))
                : LINNET_OK;
     for (const shelf_entry *e = j->shelf->oldest; e && !status; e = e->newer)
         if (e->ids) status = write_record(j, fd, e, &total, err);
     if (!status && rename(path, j->path))
-        status = refuse(err, LINNET_ERR_IO, "cannot replace %s: %s", j->path, strerror(errno));
+        status = fail(err, LINNET_ERR_IO, "cannot replace %s: %s", j->path, strerror(errno));
     if (status) {
         if (fd >= 0) close(fd), unlink(path);
     } else {
@@ -143,12 +143,12 @@ linnet_status journal_open(journal **out, const char *path, shelf *s, linnet_err
     if (j) j->path = strdup(path);
     if (!j || !j->path) {
         free(j);
-        return refuse(err, LINNET_ERR_MEMORY, "out of memory");
+        return fail(err, LINNET_ERR_MEMORY, "out of memory");
     }
     j->shelf = s;
     j->fd = open_file(path, 0);
     linnet_status status =
-        j->fd < 0 ? refuse(err, LINNET_ERR_IO, "cannot open %s: %s", path, strerror(errno))
+        j->fd < 0 ? fail(err, LINNET_ERR_IO, "cannot open %s: %s", path, strerror(errno))
                   : read_all(j, err);
     if (status) {
         journal_close(j);

@@ -1,5 +1,5 @@
 #include "json_mask.h"
-#include "error.h"
+#include "../error.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -383,12 +383,12 @@ static linnet_status read_words(json_mask *m, const linnet_model *model, size_t 
         if (s) return s;
         if (!n || n > MOST) continue;
         if (used + n > UINT32_MAX)
-            return refuse(err, LINNET_ERR_UNSUPPORTED,
-                          "JSON mode: the vocabulary has more than 4 GiB of text");
+            return fail(err, LINNET_ERR_UNSUPPORTED,
+                        "JSON mode: the vocabulary has more than 4 GiB of text");
         if (used + n > cap) {
             cap = 2 * (used + n) + 4096;
             char *more = realloc(m->bytes, cap);
-            if (!more) return refuse(err, LINNET_ERR_MEMORY, "no memory for the vocabulary's text");
+            if (!more) return fail(err, LINNET_ERR_MEMORY, "no memory for the vocabulary's text");
             m->bytes = more;
         }
         memcpy(m->bytes + used, text, n);
@@ -416,10 +416,10 @@ linnet_status json_mask_new(json_mask **out, const linnet_model *model, linnet_e
     size_t n = (size_t)info->n_vocab, rows = (size_t)info->n_rows;
     *out = NULL;
     if (!n)
-        return refuse(err, LINNET_ERR_TOKENIZER,
-                      "JSON mode: the model file has no vocabulary, so its tokens have no text");
+        return fail(err, LINNET_ERR_TOKENIZER,
+                    "JSON mode: the model file has no vocabulary, so its tokens have no text");
     json_mask *m = calloc(1, sizeof *m);
-    if (!m) return refuse(err, LINNET_ERR_MEMORY, "no memory for JSON mode");
+    if (!m) return fail(err, LINNET_ERR_MEMORY, "no memory for JSON mode");
     m->n_ids = n;
     m->n_mask = ((n > rows ? n : rows) + 31) / 32;
     m->words = calloc(n, sizeof *m->words);
@@ -431,7 +431,7 @@ linnet_status json_mask_new(json_mask **out, const linnet_model *model, linnet_e
     if (m->words && m->place && m->ends && m->memory) s = read_words(m, model, &longest, err);
     if (!s) m->states = calloc(longest + 1, sizeof *m->states);
     if (!s && (!m->words || !m->place || !m->ends || !m->memory || !m->states))
-        s = refuse(err, LINNET_ERR_MEMORY, "no memory for JSON mode of %zu tokens", n);
+        s = fail(err, LINNET_ERR_MEMORY, "no memory for JSON mode of %zu tokens", n);
     if (s) {
         json_mask_free(m);
         return s;

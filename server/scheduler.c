@@ -6,7 +6,7 @@
  * cache. So a server holds at most weights + slots x state of a full context + the cache's bytes,
  * and a job that finds no memory fails alone. */
 #include "scheduler.h"
-#include "error.h"
+#include "../error.h"
 #include "queue.h"
 #include "slot.h"
 
@@ -205,7 +205,7 @@ static linnet_status forward(scheduler *s, size_t n, linnet_error *err) {
 
 /* An item failed by itself. */
 static void fail_slot(slot *x, linnet_error *err) {
-    if (x->starved) refuse(err, LINNET_ERR_MEMORY, "no memory for an event");
+    if (x->starved) fail(err, LINNET_ERR_MEMORY, "no memory for an event");
     slot_fail(x, err);
 }
 
@@ -305,10 +305,9 @@ static linnet_status describe(scheduler *s, linnet_error *err) {
     linnet_session *x;
     const linnet_model_info *info = linnet_model_get_info(h->model);
     if (h->session.window_mode == LINNET_TERRACE_HF)
-        return refuse(
-            err, LINNET_ERR_UNSUPPORTED,
-            "window mode terrace-hf wants the whole prompt in one feed: a server feeds it "
-            "in pieces");
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "window mode terrace-hf wants the whole prompt in one feed: a server feeds it "
+                    "in pieces");
     linnet_status status = linnet_session_new(&x, h->model, &h->session, err);
     if (status) return status;
     h->ctx = linnet_session_ctx(x);
@@ -321,7 +320,7 @@ static linnet_status describe(scheduler *s, linnet_error *err) {
         h->cuts =
             h->cuts && !strcmp(linnet_model_mixer(h->model, l, &window), "softmax") && !window;
     uint32_t *not_end = calloc(h->n_rows / 32 + 1, sizeof *not_end);
-    if (!not_end) return refuse(err, LINNET_ERR_MEMORY, "no memory for a mask");
+    if (!not_end) return fail(err, LINNET_ERR_MEMORY, "no memory for a mask");
     for (size_t i = 0; i < h->n_rows; i++)
         if (!h->has_text || !linnet_is_end(h->model, (int32_t)i))
             not_end[i / 32] |= (uint32_t)1 << (i % 32);
@@ -347,10 +346,10 @@ linnet_status scheduler_start(scheduler **out, const scheduler_options *options,
                               linnet_error *err) {
     *out = NULL;
     if (!options->model || !options->slots || options->slots > MAX_SLOTS)
-        return refuse(err, LINNET_ERR_ARGUMENT, "slots: expected 1 to %d, not %zu", MAX_SLOTS,
-                      options->slots);
+        return fail(err, LINNET_ERR_ARGUMENT, "slots: expected 1 to %d, not %zu", MAX_SLOTS,
+                    options->slots);
     scheduler *s = calloc(1, sizeof *s);
-    if (!s) return refuse(err, LINNET_ERR_MEMORY, "no memory for a scheduler");
+    if (!s) return fail(err, LINNET_ERR_MEMORY, "no memory for a scheduler");
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->json_lock, NULL);
     bool ok = condition_start(&s->work) && condition_start(&s->idle);
@@ -366,10 +365,10 @@ linnet_status scheduler_start(scheduler **out, const scheduler_options *options,
     s->items = calloc(options->slots, sizeof *s->items);
     linnet_status status = LINNET_OK;
     if (!ok || !s->slots || !s->order || !s->whose || !s->items)
-        status = refuse(err, LINNET_ERR_MEMORY, "no memory for %zu slots", options->slots);
+        status = fail(err, LINNET_ERR_MEMORY, "no memory for %zu slots", options->slots);
     if (!status) status = describe(s, err);
     if (!status && pthread_create(&s->thread, NULL, run, s))
-        status = refuse(err, LINNET_ERR_MEMORY, "the engine's thread cannot be started");
+        status = fail(err, LINNET_ERR_MEMORY, "the engine's thread cannot be started");
     if (status)
         release(s);
     else
@@ -410,21 +409,21 @@ void scheduler_free(scheduler *s) {
 static linnet_status check(const scheduler *s, const job_request *r, linnet_error *err) {
     const slot_shared *h = &s->shared;
     if (!r->prompt || !r->n_prompt)
-        return refuse(err, LINNET_ERR_ARGUMENT, "the prompt has no tokens");
+        return fail(err, LINNET_ERR_ARGUMENT, "the prompt has no tokens");
     if (r->n_prompt > (size_t)h->ctx)
-        return refuse(err, LINNET_ERR_CONTEXT, "the prompt has %zu tokens, the context %d",
-                      r->n_prompt, h->ctx);
+        return fail(err, LINNET_ERR_CONTEXT, "the prompt has %zu tokens, the context %d",
+                    r->n_prompt, h->ctx);
     for (size_t i = 0; i < r->n_prompt; i++)
         if (r->prompt[i] < 0 || (size_t)r->prompt[i] >= h->n_rows)
-            return refuse(err, LINNET_ERR_ARGUMENT, "token %zu is %d, expected 0 to %zu", i,
-                          r->prompt[i], h->n_rows - 1);
+            return fail(err, LINNET_ERR_ARGUMENT, "token %zu is %d, expected 0 to %zu", i,
+                        r->prompt[i], h->n_rows - 1);
     if (!h->has_text && (r->n_stops || r->json))
-        return refuse(err, LINNET_ERR_TOKENIZER,
-                      "%s: the model file has no vocabulary, so its tokens have no text",
-                      r->json ? "JSON mode" : "stop strings");
+        return fail(err, LINNET_ERR_TOKENIZER,
+                    "%s: the model file has no vocabulary, so its tokens have no text",
+                    r->json ? "JSON mode" : "stop strings");
     if (r->top_logprobs > 0 && (size_t)r->top_logprobs > h->n_ids)
-        return refuse(err, LINNET_ERR_ARGUMENT, "top_logprobs is %d, the vocabulary has %zu tokens",
-                      r->top_logprobs, h->n_ids);
+        return fail(err, LINNET_ERR_ARGUMENT, "top_logprobs is %d, the vocabulary has %zu tokens",
+                    r->top_logprobs, h->n_ids);
     return LINNET_OK;
 }
 
@@ -451,11 +450,11 @@ linnet_status scheduler_submit(scheduler *s, job_request *request, job **out, li
     pthread_mutex_lock(&s->lock);
     size_t room = s->options.max_queue + (s->options.slots - s->busy);
     if (s->draining)
-        status = refuse(err, LINNET_ERR_MEMORY, "the server is shutting down");
+        status = fail(err, LINNET_ERR_MEMORY, "the server is shutting down");
     else if (s->waiting.n >= room)
-        status = refuse(err, LINNET_ERR_MEMORY, "the queue is full: %zu jobs wait", s->waiting.n);
+        status = fail(err, LINNET_ERR_MEMORY, "the queue is full: %zu jobs wait", s->waiting.n);
     else if (!queue_push(&s->waiting, j))
-        status = refuse(err, LINNET_ERR_MEMORY, "no memory for a job");
+        status = fail(err, LINNET_ERR_MEMORY, "no memory for a job");
     s->stats.jobs += !status;
     s->stats.refused += status != LINNET_OK;
     if (!status) wake(s);

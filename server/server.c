@@ -7,7 +7,7 @@
 #include <strings.h>
 #include <time.h>
 
-#include "error.h"
+#include "../error.h"
 
 static void say(const server *s, const char *line) {
     if (s->options.log) s->options.log(line);
@@ -86,7 +86,7 @@ linnet_status server_run(linnet_model *model, const server_options *options, boo
     server s = {.options = *options, .model = model, .started = (double)time(NULL)};
     char line[600];
     if (sodium_init() < 0)
-        return refuse(err, LINNET_ERR_IO, "libsodium has no source of random numbers");
+        return fail(err, LINNET_ERR_IO, "libsodium has no source of random numbers");
     name_model(&s);
     linnet_status status = start(&s, err);
     if (!status) {

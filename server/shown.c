@@ -1,5 +1,5 @@
 #include "shown.h"
-#include "error.h"
+#include "../error.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,7 @@ static linnet_status add_text(shown *x, const char *text, size_t bytes, linnet_e
     if (n + bytes > x->tail_cap) {
         size_t cap = 2 * (n + bytes) + 64;
         char *more = realloc(x->tail, cap);
-        if (!more) return refuse(err, LINNET_ERR_MEMORY, "no memory for %zu bytes of text", cap);
+        if (!more) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu bytes of text", cap);
         x->tail = more;
         x->tail_cap = cap;
     }
@@ -73,7 +73,7 @@ linnet_status shown_token(shown *x, const char *text, size_t bytes, size_t held,
     if (x->n == x->cap) {
         size_t cap = 2 * x->cap + 64;
         size_t *more = realloc(x->ends, cap * sizeof *more);
-        if (!more) return refuse(err, LINNET_ERR_MEMORY, "no memory for %zu tokens", cap);
+        if (!more) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu tokens", cap);
         x->ends = more;
         x->cap = cap;
     }

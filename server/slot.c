@@ -1,5 +1,5 @@
 #include "slot.h"
-#include "error.h"
+#include "../error.h"
 #include "logprobs.h"
 
 #include <math.h>
@@ -72,7 +72,7 @@ void slot_fail(slot *x, const linnet_error *err) {
 
 static void no_memory(slot *x, const char *what) {
     linnet_error err;
-    refuse(&err, LINNET_ERR_MEMORY, "no memory for %s", what);
+    fail(&err, LINNET_ERR_MEMORY, "no memory for %s", what);
     slot_fail(x, &err);
 }
 
@@ -108,7 +108,7 @@ static void close_job(slot *x, job_end why) {
             stop ? shown_token(&x->shown, text, bytes, SIZE_MAX, x->shown.n, NULL, &err)
                  : shown_rest(&x->shown, text, bytes, &err);
         if (!s && !(x->last_text = text_copy(text, bytes)))
-            s = refuse(&err, LINNET_ERR_MEMORY, "no memory for a text");
+            s = fail(&err, LINNET_ERR_MEMORY, "no memory for a text");
         if (s) {
             slot_fail(x, &err);
             return;
@@ -262,8 +262,8 @@ static linnet_status sample(slot *x, int32_t *token, linnet_error *err) {
     else if (r->ignore_end)
         p.allowed = x->with->not_end;
     if (!any)
-        return refuse(err, LINNET_ERR_UNSUPPORTED,
-                      "JSON mode: no token of this vocabulary continues the object");
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "JSON mode: no token of this vocabulary continues the object");
     return linnet_sample(x->session, &p, token, err);
 }
 
@@ -294,14 +294,14 @@ static bool push_timeline(slot *x, int32_t token) {
 static linnet_status show(slot *x, int32_t token, linnet_error *err) {
     const job_request *r = &x->job->r;
     if (r->json && !json_mask_accept(x->with->json, &x->json, token))
-        return refuse(err, LINNET_ERR_UNSUPPORTED, "JSON mode: token %d is not JSON", token);
+        return fail(err, LINNET_ERR_UNSUPPORTED, "JSON mode: token %d is not JSON", token);
     event *e = token_event(x, token);
     size_t bytes = 0, held = 0;
     const char *stop = NULL, *text = "";
     if (e && x->text) text = linnet_text_push(x->text, token, &bytes, &held, &stop);
     if (!e || !(e->text = text_copy(text, bytes))) {
         event_free(e);
-        return refuse(err, LINNET_ERR_MEMORY, "no memory for an event");
+        return fail(err, LINNET_ERR_MEMORY, "no memory for an event");
     }
     linnet_session *fork = r->keep && r->n_stops ? x->session : NULL;
     linnet_status s = shown_token(&x->shown, text, bytes, stop ? SIZE_MAX : held,

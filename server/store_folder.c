@@ -1,5 +1,5 @@
 /* Named states as files of a folder that belongs to the server. */
-#include "error.h"
+#include "../error.h"
 #include "store.h"
 
 #include <errno.h>
@@ -21,7 +21,7 @@ static char *path_of(const folder *f, store_key key) {
 static linnet_status folder_put(store *s, store_key key, const linnet_session *session,
                                 linnet_error *err) {
     char *path = path_of((folder *)s, key);
-    if (!path) return refuse(err, LINNET_ERR_IO, "folder: out of memory");
+    if (!path) return fail(err, LINNET_ERR_IO, "folder: out of memory");
     linnet_status status = linnet_session_save_file(session, path, err);
     free(path);
     return status;
@@ -33,12 +33,12 @@ static linnet_status folder_get(store *s, const store_key *keys, size_t n, linne
     for (*which = 0; *which < n; ++*which) {
         char *path = path_of((folder *)s, keys[*which]);
         struct stat st;
-        if (!path) return refuse(err, LINNET_ERR_IO, "folder: out of memory");
+        if (!path) return fail(err, LINNET_ERR_IO, "folder: out of memory");
         bool there = !lstat(path, &st);
         if (!there && errno != ENOENT)
-            status = refuse(err, LINNET_ERR_IO, "%s: %s", path, strerror(errno));
+            status = fail(err, LINNET_ERR_IO, "%s: %s", path, strerror(errno));
         else if (there && !S_ISREG(st.st_mode))
-            status = refuse(err, LINNET_ERR_FORMAT, "%s: not a regular file", path);
+            status = fail(err, LINNET_ERR_FORMAT, "%s: not a regular file", path);
         else if (there)
             status = linnet_session_load_file(into, path, err);
         free(path);
@@ -55,11 +55,11 @@ static void folder_free(store *s) {
 linnet_status store_folder_new(store **out, const char *dir, linnet_error *err) {
     struct stat st;
     if (stat(dir, &st) || !S_ISDIR(st.st_mode))
-        return refuse(err, LINNET_ERR_IO, "%s: expected a folder for states", dir);
+        return fail(err, LINNET_ERR_IO, "%s: expected a folder for states", dir);
     folder *f = calloc(1, sizeof *f);
     if (!f || !(f->dir = strdup(dir))) {
         free(f);
-        return refuse(err, LINNET_ERR_MEMORY, "out of memory");
+        return fail(err, LINNET_ERR_MEMORY, "out of memory");
     }
     f->base = (store){.name = "folder", .put = folder_put, .get = folder_get, .free = folder_free};
     *out = &f->base;

@@ -5,7 +5,7 @@
  * for a while that doubles, up to 10 s: a Redis that is down must not slow every request. A command
  * has a deadline as a whole, not only for each read: a server that trickles is as good as down. */
 #include "clock.h"
-#include "error.h"
+#include "../error.h"
 #include "store.h"
 
 #include <errno.h>
@@ -85,15 +85,15 @@ static linnet_status take(redis *r, redisContext **out, bool *fresh, linnet_erro
     *fresh = !*out;
     if (*out) return LINNET_OK;
     if (wait > 0)
-        return refuse(err, LINNET_ERR_IO, "redis at %s failed and is left alone for %.1f s",
-                      r->address, wait);
+        return fail(err, LINNET_ERR_IO, "redis at %s failed and is left alone for %.1f s",
+                    r->address, wait);
     struct timeval patience = timeval_of(r->connect_seconds);
     redisContext *c = r->port ? redisConnectWithTimeout(r->host, r->port, patience)
                               : redisConnectUnixWithTimeout(r->host, patience);
     linnet_status status = LINNET_OK;
     if (!c || c->err || redisSetTimeout(c, timeval_of(r->command_seconds)) != REDIS_OK) {
-        status = refuse(err, LINNET_ERR_IO, "redis at %s: %s", r->address,
-                        c && c->err ? c->errstr : "out of memory");
+        status = fail(err, LINNET_ERR_IO, "redis at %s: %s", r->address,
+                      c && c->err ? c->errstr : "out of memory");
         if (c) redisFree(c);
         pause_after_failure(r);
         c = NULL;
@@ -290,8 +290,8 @@ static linnet_status ask(redis *r, command *commands, size_t n, redisReply **rep
             give_back(r, c);
             return LINNET_OK;
         }
-        status = refuse(err, LINNET_ERR_IO, "redis at %s: %s", r->address,
-                        *c->errstr ? c->errstr : "failed");
+        status = fail(err, LINNET_ERR_IO, "redis at %s: %s", r->address,
+                      *c->errstr ? c->errstr : "failed");
         redisFree(c);
         if (fresh) {
             pause_after_failure(r);
@@ -307,9 +307,9 @@ static linnet_status ask_one(redis *r, command c, int type, buffer *state, linne
     linnet_status status = ask(r, &c, 1, &reply, state, err);
     if (status || !reply) return status;
     if (reply->type != type && reply->type != REDIS_REPLY_NIL)
-        status = refuse(err, LINNET_ERR_IO, "redis at %s answers %s: %.200s", r->address,
-                        (const char *)c.argv[0],
-                        reply->type == REDIS_REPLY_ERROR ? reply->str : "with something else");
+        status = fail(err, LINNET_ERR_IO, "redis at %s answers %s: %.200s", r->address,
+                      (const char *)c.argv[0],
+                      reply->type == REDIS_REPLY_ERROR ? reply->str : "with something else");
     freeReplyObject(reply);
     return status;
 }
@@ -326,13 +326,13 @@ static linnet_status redis_put(store *s, store_key key, const linnet_session *se
     uint64_t n = linnet_session_size(session);
     char name[KEY_BYTES];
     if (n > r->max_bytes)
-        return refuse(err, LINNET_ERR_MEMORY,
-                      "a state of %llu bytes is not shared: the limit is %llu",
-                      (unsigned long long)n, (unsigned long long)r->max_bytes);
+        return fail(err, LINNET_ERR_MEMORY,
+                    "a state of %llu bytes is not shared: the limit is %llu", (unsigned long long)n,
+                    (unsigned long long)r->max_bytes);
     buffer bytes;
     if (!take_buffer(r, n, &bytes))
-        return refuse(err, LINNET_ERR_MEMORY, "no memory for a state of %llu bytes",
-                      (unsigned long long)n);
+        return fail(err, LINNET_ERR_MEMORY, "no memory for a state of %llu bytes",
+                    (unsigned long long)n);
     linnet_status status = linnet_session_save(session, bytes.at, n, err);
     if (!status) {
         key_text(r, key, name);
@@ -414,12 +414,12 @@ static bool parse_address(redis *r, const char *text) {
 
 linnet_status store_redis_new(store **out, const store_redis_options *o, linnet_error *err) {
     redis *r = calloc(1, sizeof *r);
-    if (!r) return refuse(err, LINNET_ERR_MEMORY, "out of memory");
+    if (!r) return fail(err, LINNET_ERR_MEMORY, "out of memory");
     if (!parse_address(r, o->address) || strlen(o->prefix) >= sizeof r->prefix) {
         free(r);
-        return refuse(err, LINNET_ERR_ARGUMENT,
-                      "redis: expected HOST:PORT, [IPv6]:PORT or the path of a socket, found '%s'",
-                      o->address);
+        return fail(err, LINNET_ERR_ARGUMENT,
+                    "redis: expected HOST:PORT, [IPv6]:PORT or the path of a socket, found '%s'",
+                    o->address);
     }
     strcpy(r->prefix, o->prefix);
     r->connect_seconds = o->connect_seconds > 0 ? o->connect_seconds : 0.5;
