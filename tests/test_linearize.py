@@ -17,6 +17,7 @@ from tests.test_train import LINNET, PYTHON, ROOT, run
 
 from train.config import TrainError
 from train.linearize import base, data, jobs, settings
+from train.linearize.sample import Sampler, sample, serving
 
 D, H, KV, LAYERS, LENGTH = 32, 4, 2, 3, 48
 SPECIAL = ("<|im_start|>", "<|im_end|>")
@@ -228,13 +229,14 @@ class Text(Folder):
         model, book = self.export(self.base, self.path("a.gguf")), self.path("book.txt")
         with open(book, "w") as f:
             f.write("".join(f"Line {i} of a Book with words enough\n" for i in range(900)))
-        sampler = data.Sampler(LINNET, model, [book], 5, 12, 1)
         out, again = self.path("s.jsonl"), self.path("t.jsonl")
-        data.sample(sampler, out, range(20), say=lambda text: None)
-        data.sample(sampler, again, range(3), say=lambda text: None)
-        with open(again, "a") as f:
-            f.write('{"number": 3, "te')
-        data.sample(sampler, again, range(20), say=lambda text: None)
+        with serving(LINNET, model, 4, 1) as url:
+            sampler = Sampler(url, [book], 5, 12)
+            sample(sampler, out, range(20), 4, say=lambda text: None)
+            sample(sampler, again, range(3), 1, say=lambda text: None)
+            with open(again, "a") as f:
+                f.write('{"number": 3, "te')
+            sample(sampler, again, range(20), 2, say=lambda text: None)
         self.assertEqual(Path(out).read_text(), Path(again).read_text())
         info = data.prepare(LINNET, model, [book, out], self.path("packed"), 64, FIRST + 1, 1)
         self.assertEqual(set(info["files"]), {"book.txt", "s.jsonl"})

@@ -21,9 +21,9 @@ def base(args):
 
 
 def sample(args):
-    from . import data
-    sampler = data.Sampler(args.linnet, args.model, args.text, args.seed, args.n, args.threads)
-    data.sample(sampler, args.out, range(args.first, args.first + args.documents))
+    from .sample import Sampler, sample as run, serving
+    with serving(args.linnet, args.model, args.at_once, args.threads) as url:
+        run(Sampler(url, args.text, args.seed, args.n), args.out, range(args.documents), args.at_once)
 
 
 def tokens(args):
@@ -113,11 +113,10 @@ def parse(argv):
     p.add_argument("text", nargs="+", help="books that give it something to begin with")
     p.add_argument("-o", "--out", required=True, help="JSON Lines file; goes on where it was cut off")
     p.add_argument("--documents", type=int, default=400)
-    p.add_argument("--first", type=int, default=0, help="number of the first document (several at a time: "
-                   "disjoint numbers, a file each)")
+    p.add_argument("--at-once", type=int, default=16, help="documents at a time; which does not change them")
     p.add_argument("-n", type=int, default=700, help="most tokens of a piece")
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--linnet", default="./linnet")
     p = add("tokens", tokens, "texts and sampled documents as packed sequences of ids")
     p.add_argument("model", help="GGUF file with the vocabulary")

@@ -1,10 +1,8 @@
-"""Packed sequences of token ids, made by `linnet tokenize`: books, and text sampled from the teacher
-itself by `linnet run`. Needs NumPy, not PyTorch."""
+"""Packed sequences of token ids, made by `linnet tokenize`. Needs NumPy, not PyTorch."""
 import hashlib
 import json
 import os
 import random
-import re
 import subprocess
 import tempfile
 
@@ -13,9 +11,6 @@ import numpy as np
 from .. import mqar
 from ..config import TrainError, read_json, write_json
 from ..text import cut, read_sources
-
-OPEN = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
-CLOSE, ANSWER = "<|im_end|>\n", "<|im_start|>assistant\n"
 
 
 def linnet(program, *args, text=None):
@@ -29,65 +24,6 @@ def linnet(program, *args, text=None):
                          f"{program} {args[0]}: exit {done.returncode}")
     return done.stdout
 
-
-# ---- Text of the teacher's own ----------------------------------------
-
-class Sampler:
-    """Documents of three kinds, each from its number alone: a conversation whose questions the model
-    asks itself, the continuation of a piece of a book, an article about a word of the books."""
-
-    def __init__(self, program, model, paths, seed, tokens, threads):
-        self.pieces = [p for book, _ in read_sources(paths)[0] for p in cut(book)]
-        self.names = sorted(set(re.findall(r"\b[A-Z][a-z]{3,11}\b", " ".join(self.pieces))))
-        self.words = sorted(set(re.findall(r"\b[a-z]{5,12}\b", " ".join(self.pieces))))
-        self.command = [program, "run", model, "--parse-special", "--quiet", "-t", str(threads),
-                        "--temp", "0.8", "--top-p", "0.95"]
-        self.program, self.seed, self.tokens = program, seed, tokens
-
-    def more(self, prompt, n, seed):
-        program, *args = self.command
-        return linnet(program, *args, "-n", str(n), "--seed", str(seed), text=prompt).rstrip("\n")
-
-    def document(self, number):
-        rng = random.Random(f"{self.seed} {number}")
-        seed = rng.randrange(1 << 31)
-        kind = ("chat", "continue", "article", "chat")[number % 4]
-        if kind == "continue":
-            piece = rng.choice(self.pieces)
-            start = piece[:piece.find(" ", 300)]
-            return start + self.more(start, self.tokens, seed)
-        if kind == "article":
-            topic = rng.choice(self.names if rng.random() < 0.3 else self.words)
-            start = f"{topic.capitalize()}\n\n{topic.capitalize()} is"
-            return start + self.more(start, self.tokens, seed)
-        text = OPEN
-        for turn in range(rng.choice((1, 1, 2, 3))):
-            text += ("<|im_start|>user\n" if turn else "")
-            text += self.more(text, 120, seed + 2 * turn) + CLOSE + ANSWER
-            text += self.more(text, self.tokens, seed + 2 * turn + 1) + CLOSE
-        return text
-
-
-def sample(sampler, out, numbers, say=print):
-    """Appends documents to a JSON Lines file; those it holds already are not made again."""
-    have = set()
-    if os.path.exists(out):
-        with open(out) as f:
-            lines = f.read().split("\n")
-        whole = lines[:-1]  # the last one is empty, or was cut short
-        have = {json.loads(line)["number"] for line in whole}
-        with open(out, "w") as f:
-            f.writelines(line + "\n" for line in whole)
-    for number in numbers:
-        if number in have:
-            continue
-        text = sampler.document(number)
-        with open(out, "a") as f:
-            f.write(json.dumps({"number": number, "text": text}) + "\n")
-        say(f"document {number}: {len(text)} characters")
-
-
-# ---- Sequences ----------------------------------------
 
 def read_texts(paths):
     """-> (pieces for training, for validation), hashes. Of books the last twentieth is for
