@@ -65,7 +65,7 @@ EMU_TEST_OBJ := $(patsubst %,$(BUILD)/emu/%.o,$(wildcard tests/test_*.cu))
 .SECONDARY: $(EMU_OBJ) $(EMU_TEST_OBJ)
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help FORCE demo chat deps cuda cuda-all emu test-cuda bench-cuda tradeoff bench test test-c test-cli test-export test-clients asan ubsan soak neon \
+.PHONY: all help FORCE demo demo-linear chat deps cuda cuda-all emu test-cuda bench-cuda tradeoff linearized bench test test-c test-cli test-export test-clients asan ubsan soak neon \
 	fuzz format format-check lib share install uninstall clean
 ifneq ($(NVCC),)
 all: linnet lib share liblinnet_cuda.so
@@ -83,7 +83,11 @@ demo: deps ## install what is needed, build, fetch a small real model and answer
 
 chat: deps ## talk to the demo's model
 	@$(MAKE) --no-print-directory all
-	@./linnet chat "$$(scripts/demo.sh --path)"
+	@scripts/demo.sh --chat
+
+demo-linear: deps ## the demo's model and a linearization of it side by side
+	@$(MAKE) --no-print-directory linnet
+	@scripts/demo_linear.sh
 
 deps: ## install the Debian packages and the Python environment of the exporter
 	@scripts/deps.sh
@@ -242,6 +246,9 @@ $(BUILD)/bench/states: bench/states.c $(BUILD)/server/store_redis.c.o $(BUILD)/l
 
 tradeoff: linnet ## recall against state and speed of the committed models: table, charts, report
 	@scripts/tradeoff.sh
+
+linearized: deps linnet ## what linearizing SmolLM2-135M costs: the deltas of models/, controls, the original (an hour)
+	@scripts/linearized.sh
 
 bench: $(BENCHES) ## the programs of bench/ (its README tells what they measure)
 

@@ -941,5 +941,11 @@ if script -qec true /dev/null >/dev/null 2>&1; then # a container may lack pseud
         'grep -q "stopped" "$work/out" && grep -q "turns: 1" "$work/out"'
 fi
 
+# ---- the demo, where its model cannot be had
+LINNET=$linnet LINNET_CACHE=$work/cache PIP_NO_INDEX=1 PIP_FIND_LINKS="" scripts/demo.sh >"$work/out" 2>"$work/err"
+code=$?
+check "a toy takes its place and says so" eval \
+    'code_is 0 && err_has "could not be fetched" && err_has "a toy answers instead" && [ "$(wc -w <"$work/out")" -gt 30 ]'
+
 echo "$((count - bad)) passed, $bad failed"
 [ "$bad" -eq 0 ]
