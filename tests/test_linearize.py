@@ -178,6 +178,9 @@ class Stages(Folder):
                 self.linearize("check", os.path.join(runs, name), *self.where, "--linnet", LINNET,
                                "--limit", "1e-4")
         self.linearize("delta", os.path.join(runs, "b", "distill"), "-o", self.path("b.pt"))
+        card = json.loads(Path(self.path("b.json")).read_text())
+        self.assertEqual((card["softmax layers"], card["transfer"]["run"], card["distill"]["run"]), ([first], "a", "b"))
+        self.assertEqual([r["stage"] for r in card["curve"] if r["step"] == 0], ["transfer", "distill"])
         gguf = self.export(self.base, self.path("b.gguf"), "--lolcats", self.path("b.pt"),
                            "--lolcats-config", self.path("b.yaml"))
         mixers = GGUFReader(gguf).fields["linnet.mixers"].contents()

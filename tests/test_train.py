@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train import collect, compare, mqar, text as books
+from train import cards, collect, compare, mqar, text as books
 from train.config import TrainError, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,7 +225,7 @@ class Training(unittest.TestCase):
             self.assertEqual(set(card["data"]["files"]), {"book.txt", "profiles.jsonl"})
             self.assertEqual(card["config"]["task"]["data"], os.path.basename(text))
             self.assertTrue(card["greedy"].startswith(compare.PROMPT))
-            self.assertEqual(card["sha256"], collect.sha256(gguf))
+            self.assertEqual(card["sha256"], cards.sha256(gguf))
             self.assertEqual(len(card["curve"]), 3)
             info = subprocess.run([LINNET, "info", gguf], capture_output=True, text=True).stdout
             self.assertIn("q8_0", info)
@@ -249,7 +249,7 @@ class Training(unittest.TestCase):
         for again in (text + "2", text):
             done = run("-m", "train.text", book, profiles, "-o", again, "--vocab", "400")
             self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(collect.sha256(text + "/train.npy"), collect.sha256(text + "2/train.npy"))
+        self.assertEqual(cards.sha256(text + "/train.npy"), cards.sha256(text + "2/train.npy"))
         common = ("seed: 1\nsteps: 12\nbatch_tokens: 256\nlr: [0.003]\nweight_decay: 0.1\nwarmup: 2\n"
                   "log_every: 4\nmodel: {vocab: 400, dim: 32, feed_forward: 40, context: 256, layers: "
                   "[{mixer: %s, heads: 2, rope: 10000}]}\ntask: {kind: text, length: 64}\nname: %s\n")

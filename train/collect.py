@@ -3,7 +3,6 @@ beside it NAME.json, its card: recipe, seed, learning rates tried, curve, result
 and of language models README.md in the same folder has a table. Language models are compared with
 linnet in the trainer's own precision, then written in --type. Needs NumPy and gguf, not PyTorch."""
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -14,12 +13,12 @@ import numpy as np
 from export.errors import ExportError
 
 from . import compare, mqar
+from .cards import STATE, rounded, sha256, write_card, write_readme
 from .config import TrainError, read_json
 from .export import export
 
 LOGITS, PERPLEXITY, TYPE = 1e-4, 1e-4, 1e-3  # most that linnet may differ: of the logits' RMS, and relative;
 #                                              and most that the file's type may add to the perplexity
-STATE = "state bytes at 1024 (zoology's rule, float32)"
 
 
 def finished(runs):
@@ -40,14 +39,6 @@ def finished(runs):
         elif wanted:
             print(f"{name}: {len(found)} of {wanted} runs are done, left out", file=sys.stderr)
     return out
-
-
-def sha256(path):
-    h = hashlib.sha256()
-    with open(path, "rb") as f:
-        for piece in iter(lambda: f.read(1 << 20), b""):
-            h.update(piece)
-    return h.hexdigest()
 
 
 def state_elements(o, dim, length):
@@ -97,82 +88,6 @@ def card(name, tried, gguf, more=None):
         out["curve"] = [rounded(json.loads(line)) for line in f]
     out["torch"], out["cpu_seconds"], out["config"] = result["torch"], result["cpu_seconds"], config
     return out
-
-
-def rounded(row):
-    return {k: rounded(v) if isinstance(v, dict) else round(v, 5) if isinstance(v, float) else v
-            for k, v in row.items()}
-
-
-def write_card(path, values):
-    """A line for each key, and for each row of the curve."""
-    lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in values.items() if k != "curve"]
-    rows = ",\n  ".join(json.dumps(row) for row in values["curve"])
-    with open(path + ".part", "w") as f:
-        f.write("{\n " + ",\n ".join(lines + [f'"curve": [\n  {rows}]']) + "\n}\n")
-    os.replace(path + ".part", path)
-
-
-HEAD = """# Models for comparison
-Written by `python3 -m train.collect` ([docs/train.md](../docs/train.md)); NAME.json has the recipe and the
-curve of each. State: zoology's rule, float32, all layers, length 1,024.
-"""
-
-
-def mqar_table(cards):
-    """Of the MQAR models that were tested, by state."""
-    rows = [c for c in cards if "test" in c]
-    if not rows:
-        return ""
-    tasks = list(rows[0]["test"]["accuracy"])
-    lines = ["| model | parameters | state bytes | lr | " + " | ".join(tasks) + " | mean |",
-             "|---" * (5 + len(tasks)) + "|"]
-    for c in sorted(rows, key=lambda c: c[STATE]):
-        numbers = [f"{c['test']['accuracy'][t]:.3f}" for t in tasks]
-        lines.append(f"| {c['name']} | {c['parameters']:,} | {c[STATE]:,} | {c['lr']:g} | " +
-                     " | ".join(numbers) + f" | {c['test']['mean']:.3f} |")
-    first = rows[0]
-    longest = max(s[0] for s in first["config"]["task"]["segments"])
-    return f"""
-## MQAR
-[The task](../docs/mqar.md): accuracy on {first['test']['n']} test sequences (seed {first['test']['seed']}) of each
-length:pairs, after {first['steps']} steps of {first['config']['batch_tokens']} tokens up to length {longest};
-what is longer is extrapolation. The learning rate was chosen on validation sequences.
-
-""" + "\n".join(lines) + "\n"
-
-
-def layers_of(c):
-    """"2 x (delta_net, delta_net, softmax 64)": the smallest part that repeats, windows behind names."""
-    names = [o["mixer"] + (f" {o['window']}" if o.get("window") else "") for o in c["config"]["model"]["layers"]]
-    n = next(n for n in range(1, len(names) + 1) if names[:n] * (len(names) // n) == names)
-    part = ", ".join(names[:n])
-    return part if n == len(names) else f"{len(names) // n} x ({part})"
-
-
-def text_table(cards):
-    """Of the language models that linnet was compared with, by state."""
-    rows = [c for c in cards if "held-out" in c]
-    if not rows:
-        return ""
-    lines = ["| model | layers (and their windows) | parameters | state bytes | steps | lr | perplexity | as written | "
-             "bits per character |", "|---" * 9 + "|"]
-    for c in sorted(rows, key=lambda c: c[STATE]):
-        h = c["held-out"]
-        lines.append(f"| {c['name']} | {layers_of(c)} | {c['parameters']:,} | {c[STATE]:,} | {c['steps']:,}" +
-                     (f" after {c['config']['start_from']}" if "start_from" in c["config"] else "") +
-                     f" | {c['lr']:g} | {h['perplexity of the trainer']:.3f} | {h['perplexity of this file']:.3f} | "
-                     f"{c['result']['bits per character']:.3f} |")
-    data, config = rows[0]["data"], rows[0]["config"]
-    return f"""
-## Language
-From {', '.join(data['files'])}, {data['recall share']:.0%} of it synthetic text with something to look up
-([docs/train.md](../docs/train.md)); {data['vocab']:,} SentencePiece pieces, in the files. Steps of
-{config['batch_tokens']:,} tokens in sequences of {config['task']['length']}; one learning rate, one seed.
-Perplexity on {rows[0]['held-out']['tokens']:,} held-out tokens: the trainer's, which linnet's equals in f16, and of the file,
-whose matrices are {rows[0]['held-out']['type of this file']}.
-
-""" + "\n".join(lines) + "\n"
 
 
 def compare_text(args, folder, config, gguf):
@@ -240,12 +155,7 @@ def main():
             if name not in done:
                 raise TrainError(f"{args.runs} has no finished {name}; there are {', '.join(done) or 'none'}")
         bad = sum(not collect(name, done[name], args) for name in args.name or done)
-        cards = [read_json(os.path.join(args.out, n)) for n in sorted(os.listdir(args.out))
-                 if n.endswith(".json")]
-        text = mqar_table(cards) + text_table(cards)
-        if text:
-            with open(os.path.join(args.out, "README.md"), "w") as f:
-                f.write(HEAD + text)
+        write_readme(args.out)
         if bad:
             raise TrainError(f"{bad} models give other results in {args.linnet}")
     except (TrainError, ExportError, OSError) as e:

@@ -137,7 +137,7 @@ def parse(argv):
     p.add_argument("config", help="whose stage 1 is finished")
     add_training(p)
     p.add_argument("--sequences", type=int, default=6)
-    p = add("delta", delta, "a finished run as OUT.pt and OUT.yaml, for python3 -m export --lolcats")
+    p = add("delta", delta, "a finished run as OUT.pt and OUT.yaml, for python3 -m export --lolcats, and its card, OUT.json")
     p.add_argument("run", help="a run's folder: FOLDER/NAME/transfer or FOLDER/NAME/distill")
     p.add_argument("-o", "--out", required=True)
     p = add("untrained", untrained, "a config's model before any training, for comparison")

@@ -1,11 +1,12 @@
 """A finished run as a delta: feature maps, window factors and LoRA in float16, and the options that
-python3 -m export needs, in upstream's layout."""
+python3 -m export needs, both in upstream's layout; and a card: recipe, seed, data, curves, hashes."""
 import json
 import os
 
 import torch
 import yaml
 
+from ..cards import refresh_readme, rounded, sha256, write_card
 from ..config import TrainError, read_json
 from .student import Student, group_of
 
@@ -48,8 +49,35 @@ def tensors_of(folder):
     return config, tensors
 
 
+def stages(folder, config):
+    """-> folders of what made a run: of its stage 1, if it had one, and its own"""
+    runs = os.path.dirname(os.path.dirname(os.path.abspath(folder)))
+    if config["stage"] == "transfer" or not config["student"]["linear"]:
+        return [folder]
+    return [os.path.join(runs, config.get("transfer_from", config["name"]), "transfer"), folder]
+
+
+def card(folder, config, name, file):
+    out = {"name": name, "parameters": read_json(os.path.join(folder, "result.json"))["parameters"],
+           "sha256": sha256(file), "seed": config["seed"], "softmax layers": config["softmax"]}
+    curve = []
+    for place in stages(folder, config):
+        own, result = read_run(place), read_json(os.path.join(place, "result.json"))
+        out[own["stage"]] = {"run": own["name"], **own[own["stage"]], "tokens": result["tokens"],
+                             "cpu_seconds": result["cpu_seconds"], "products": own["products"], "torch": result["torch"],
+                             "held out": {k: v for k, v in result["validation"].items() if k != "layers"}}
+        with open(os.path.join(place, "curve.jsonl")) as f:
+            curve += [{"stage": own["stage"], **rounded(json.loads(line))} for line in f]
+        measured = os.path.join(place, "sensitivity.json")
+        if out["softmax layers"] and os.path.exists(measured):
+            out["sensitivity"] = read_json(measured)
+    for row in curve:
+        row.get("validation", {}).pop("layers", None)
+    return {**out, "student": config["student"], "teacher": config["teacher"], "data": config["data"], "curve": curve}
+
+
 def write(folder, out):
-    """OUT.pt and OUT.yaml beside it. -> their paths"""
+    """OUT.pt, and OUT.yaml and OUT.json beside it. -> the paths of the first two"""
     config, tensors = tensors_of(folder)
     maps = next((t for n, t in tensors.items() if group_of(n) == "maps"), None)
     stem = out[:-3] if out.endswith(".pt") else out
@@ -57,6 +85,8 @@ def write(folder, out):
     os.replace(stem + ".pt.part", stem + ".pt")
     with open(stem + ".yaml", "w") as f:
         yaml.safe_dump(options_of(config, maps.shape[-1] if maps is not None else 0), f, sort_keys=False)
+    write_card(stem + ".json", card(folder, config, os.path.basename(stem), stem + ".pt"))
+    refresh_readme(os.path.dirname(stem) or ".")
     return stem + ".pt", stem + ".yaml"
 
 
