@@ -1,7 +1,7 @@
-"""Makes haystack.txt and factbook.jsonl, the texts inside the linnet binary, and heldout.txt (README.md here).
-Needs NumPy.
+"""Makes haystack.txt and factbook.jsonl, the texts inside the linnet binary, heldout.txt and novel.txt (README.md
+here). Needs NumPy.
 
-python3 data/extract.py AUSTEN.txt FACTBOOK.jsonl SHAKESPEARE.txt"""
+python3 data/extract.py AUSTEN.txt FACTBOOK.jsonl SHAKESPEARE.txt MANSFIELD_PARK.txt"""
 import json
 import os
 import sys
@@ -11,13 +11,13 @@ sys.path.insert(0, os.path.dirname(HERE))
 
 from train.text import split_book, split_profiles
 
-HAYSTACK_BYTES, LONGEST_VALUE, LEAST_PAIRS, HELD_OUT_CHARACTERS = 300_000, 100, 100, 50_000
+HAYSTACK_BYTES, NOVEL_BYTES, LONGEST_VALUE, LEAST_PAIRS, HELD_OUT_CHARACTERS = 300_000, 150_000, 100, 100, 50_000
 
 
-def haystack(text):
+def beginning(text, length):
     """The beginning of a book, whole paragraphs, from the first of its first chapter on."""
     start = text.index("\nCHAPTER I\n") + len("\nCHAPTER I\n")
-    end = text.rindex("\n\n", start, start + HAYSTACK_BYTES)
+    end = text.rindex("\n\n", start, start + length)
     return text[start:end].strip("\n") + "\n"
 
 
@@ -48,7 +48,8 @@ def write(name, lines):
 
 
 if __name__ == "__main__":
-    austen, facts, shakespeare = map(read, sys.argv[1:4])
-    write("haystack.txt", [haystack(austen)])
+    austen, facts, shakespeare, mansfield_park = map(read, sys.argv[1:5])
+    write("haystack.txt", [beginning(austen, HAYSTACK_BYTES)])
+    write("novel.txt", [beginning(mansfield_park, NOVEL_BYTES)])
     write("factbook.jsonl", [line + "\n" for line in factbook(facts.splitlines())])
     write("heldout.txt", ["\n".join(held_out([austen, shakespeare]))])
