@@ -227,6 +227,24 @@ class Text(Folder):
         with self.assertRaisesRegex(TrainError, "cannot be read as GGUF"):
             base.write(self.path("base", "config.json"), self.path("x"))
 
+    def test_models_of_train_are_bases_too(self):
+        """What train.collect wrote, with SentencePiece pieces: the same numbers in another architecture."""
+        path = os.path.join(ROOT, "models", "lm-softmax.gguf")
+        base.write(path, self.path("lm"))
+        a, b = GGUFReader(path), GGUFReader(self.export(self.path("lm"), self.path("lm.gguf"), "--type", "q8_0"))
+        self.assertEqual(a.get_field("linnet.tokenizer.sentencepiece_model").contents(),
+                         b.get_field("linnet.tokenizer.sentencepiece_model").contents())
+        found = []
+        for model in (path, self.path("lm.gguf")):
+            data.linnet(LINNET, "logits", model, "--ids", "-", "-o", self.path("l.npy"), "--activations", "exact",
+                        "--quiet", text=" ".join(map(str, range(3, 60))))
+            found.append(np.load(self.path("l.npy")))
+        want, got = found
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.sqrt(np.square(want).mean()), rtol=0)
+        for name, fails in (("lm-based", "in every layer"), ("mqar-softmax-d64", "in every layer")):
+            with self.assertRaisesRegex(TrainError, fails):
+                base.write(os.path.join(ROOT, "models", name + ".gguf"), self.path("x"))
+
     def test_sampled_and_packed(self):
         """The same documents whether cut off or not; books keep their last twentieth for validation."""
         model, book = self.export(self.base, self.path("a.gguf")), self.path("book.txt")

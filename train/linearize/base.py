@@ -1,5 +1,6 @@
-"""A Llama in a GGUF file, of any type of weights, as the folder that save_pretrained would leave:
-config.json, float32 safetensors, tokenizer. Needs NumPy, gguf and safetensors, not PyTorch."""
+"""A Llama in a GGUF file, of any type of weights, also one that train.collect wrote, as the folder that
+save_pretrained would leave: config.json, float32 safetensors, tokenizer. Needs NumPy, gguf and
+safetensors, not PyTorch."""
 import os
 
 import numpy as np
@@ -26,7 +27,7 @@ class File:
             self.reader = GGUFReader(path)
         except (OSError, ValueError, IndexError) as e:
             raise TrainError(f"{path} cannot be read as GGUF: {e}")
-        self.path = path
+        self.path, self.architecture = path, self.get("general.architecture")
 
     def get(self, key, default=None):
         field = self.reader.fields.get(key)
@@ -39,25 +40,35 @@ class File:
 
 
 def config_of(f):
+    def get(key, default=None):
+        return f.get(f"{f.architecture}.{key}", default)
+
     def need(key):
-        value = f.get(f"llama.{key}")
+        value = get(key)
         if value is None:
-            raise TrainError(f"{f.path} has no llama.{key}")
+            raise TrainError(f"{f.path} has no {f.architecture}.{key}")
         return value
 
+    if f.architecture not in ("llama", "linnet"):
+        raise TrainError(f"{f.path} is a {f.architecture} model, expected llama")
+    if set(get("mixers", ["softmax"])) != {"softmax"} or get("rope.pairing", "halves") != "halves" or \
+            np.any(get("attention.sliding_window", 0)):
+        raise TrainError(f"{f.path}: expected softmax attention over all keys with rotary positions in every layer")
+    if get("feed_forward.activation", "silu") != "silu":
+        raise TrainError(f"{f.path}: its feed-forward has {get('feed_forward.activation')}, expected silu")
     heads, width = need("attention.head_count"), need("embedding_length")
     names = {t.name for t in f.reader.tensors}
-    if "rope_freqs.weight" in names or f.get("llama.rope.scaling.type") not in (None, "none"):
+    if "rope_freqs.weight" in names or get("rope.scaling.type") not in (None, "none"):
         raise TrainError(f"{f.path} has scaled rotary positions: take the model's own folder instead")
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
               "vocab_size": len(f.get("tokenizer.ggml.tokens")), "hidden_size": width,
               "intermediate_size": need("feed_forward_length"),
               "num_hidden_layers": need("block_count"), "num_attention_heads": heads,
-              "num_key_value_heads": f.get("llama.attention.head_count_kv", heads),
-              "head_dim": f.get("llama.attention.key_length", width // heads),
+              "num_key_value_heads": get("attention.head_count_kv", heads),
+              "head_dim": get("attention.key_length", width // heads),
               "max_position_embeddings": need("context_length"), "hidden_act": "silu",
               "rms_norm_eps": need("attention.layer_norm_rms_epsilon"),
-              "rope_theta": f.get("llama.rope.freq_base", 10000.0),
+              "rope_theta": get("rope.freq_base", 10000.0),
               "tie_word_embeddings": "output.weight" not in names}
     for role in ("bos", "eos"):
         if f.get(f"tokenizer.ggml.{role}_token_id") is not None:
@@ -66,7 +77,7 @@ def config_of(f):
 
 
 def state_of(f, config):
-    """The file's order of q/k rows, alternating pairs, put back to first and second halves."""
+    """A llama file's order of q/k rows, alternating pairs, put back to first and second halves."""
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     for name, w in f.tensors():
         if name in OUTER:
@@ -75,20 +86,30 @@ def state_of(f, config):
         _, layer, part, end = name.split(".") if name.count(".") == 3 else ("", "", "", "")
         if part not in NAMES or end != "weight":
             raise TrainError(f"{f.path}: tensor {name} is not part of a plain Llama")
-        if part in heads:
+        if part in heads and f.architecture == "llama":
             w = w.reshape(heads[part], -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
         yield f"model.layers.{layer}.{NAMES[part]}.weight", np.ascontiguousarray(w)
 
 
 def tokenizer_of(f):
-    """-> tokenizer.json, tokenizer_config.json"""
+    """-> {file name: bytes, or what JSON says}"""
     def get(key):
         return f.get("tokenizer.ggml." + key)
 
+    tokens, types = get("tokens"), get("token_type")
+    settings = {"add_bos_token": bool(get("add_bos_token"))}
+    for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        if get(f"{key}_token_id") is not None:
+            settings[f"{role}_token"] = tokens[get(f"{key}_token_id")]
+    if f.get("tokenizer.chat_template"):
+        settings["chat_template"] = f.get("tokenizer.chat_template")
+    pieces = f.get("linnet.tokenizer.sentencepiece_model")
+    if pieces is not None:
+        return {"tokenizer.model": bytes(pieces),
+                "tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer", **settings}}
     if get("model") != "gpt2" or get("pre") not in PRE:
         raise TrainError(f"{f.path}: a {get('model')} vocabulary ({get('pre')}) cannot be written "
                          f"back, only byte-level ones ({', '.join(PRE)}): take the model's own folder")
-    tokens, types = get("tokens"), get("token_type")
     special = [i for i, kind in enumerate(types) if kind == CONTROL]
     added = [{"id": i, "content": tokens[i], "single_word": False, "lstrip": False, "rstrip": False,
               "normalized": False, "special": True} for i in special]
@@ -98,29 +119,25 @@ def tokenizer_of(f):
             "model": {"type": "BPE", "dropout": None, "unk_token": None, "byte_fallback": False,
                       "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False,
                       "vocab": {t: i for i, t in enumerate(tokens)}, "merges": get("merges")}}
-    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False,
-                "add_bos_token": bool(get("add_bos_token"))}
-    for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        if get(f"{key}_token_id") is not None:
-            settings[f"{role}_token"] = tokens[get(f"{key}_token_id")]
-    if f.get("tokenizer.chat_template"):
-        settings["chat_template"] = f.get("tokenizer.chat_template")
-    return fast, settings
+    return {"tokenizer.json": fast, "tokenizer_config.json": {
+        "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, **settings}}
 
 
 def write(path, out):
     """-> the folder's config"""
     from safetensors.numpy import save_file
     f = File(path)
-    if f.get("general.architecture") != "llama":
-        raise TrainError(f"{path} is a {f.get('general.architecture')} model, expected llama")
     config = config_of(f)
-    fast, settings = tokenizer_of(f)
+    tokenizer = tokenizer_of(f)
     os.makedirs(out, exist_ok=True)
     part = os.path.join(out, "model.safetensors.part")
     save_file(dict(state_of(f, config)), part, metadata={"format": "pt"})
     os.replace(part, os.path.join(out, "model.safetensors"))
-    write_json(os.path.join(out, "tokenizer.json"), fast)
-    write_json(os.path.join(out, "tokenizer_config.json"), settings)
+    for name, value in tokenizer.items():
+        if isinstance(value, bytes):
+            with open(os.path.join(out, name), "wb") as file:
+                file.write(value)
+        else:
+            write_json(os.path.join(out, name), value)
     write_json(os.path.join(out, "config.json"), config)
     return config
