@@ -1,5 +1,6 @@
 #include "sample.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -175,7 +176,7 @@ enum { LEAST_EXPONENT = -708 }; /* e^-708 = 3e-308: what is below weighs nothing
 /* x[i] = e^x[i] for x[i] in [LEAST_EXPONENT, 0]. x = k ln 2 + r with |r| <= ln 2 / 2; e^r by its
  * Taylor series to r^13 (the rest is < 5e-18); 2^k through the exponent bits. Only additions and
  * multiplications, so the same bits wherever double is IEEE 754. */
-static void exponentials(double *x, size_t n) {
+static inline void exponentials(double *x, size_t n) {
     const double shift = 0x1.8p52; /* adding it rounds to an integer, found in the low bits */
 #ifndef __clang__                  /* which vectorises it unasked, and warns where it cannot */
 #pragma omp simd
@@ -281,100 +282,224 @@ static linnet_status largest(const float *x, size_t n, bool adjusted, int32_t *b
     return LINNET_OK;
 }
 
-/* Fills the weights of c[n] and returns their sum. In blocks, which compilers vectorise. */
-static double weigh(candidate *c, size_t n, double max, double temperature) {
-    enum { BLOCK = 64 };
-    double x[BLOCK], total = 0, per_temperature = 1 / temperature;
+/* Compiled once for each width of vectors, and chosen when the program starts: the same operations
+ * in the same order, so the same bits. Sanitizers come too late for that choice. */
+#if defined __x86_64__ && defined __linux__ && defined __GNUC__ && !defined __clang__ &&           \
+    !defined __SANITIZE_ADDRESS__ && !defined __SANITIZE_THREAD__
+#define FOR_EVERY_WIDTH __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define FOR_EVERY_WIDTH
+#endif
+
+enum { BLOCK = 64, LANES = 8 };
+
+/* The weights of x[n], n <= BLOCK, in w[BLOCK], zeros behind them. */
+static inline void weigh_block(const float *x, size_t n, double max, double per_temperature,
+                               double *w) {
+    double clamped[BLOCK];
+    for (size_t i = 0; i < BLOCK; i++) {
+        w[i] = i < n ? ((double)x[i] - max) * per_temperature : -INFINITY;
+        clamped[i] = w[i] > LEAST_EXPONENT ? w[i] : LEAST_EXPONENT;
+    }
+    exponentials(clamped, BLOCK);
+    for (size_t i = 0; i < BLOCK; i++)
+        w[i] = w[i] < LEAST_EXPONENT ? 0 : clamped[i];
+}
+
+/* Sums of w[BLOCK] by every LANES-th, which compilers vectorise, then of those. */
+static inline double sum_block(const double *w) {
+    double lane[LANES] = {0};
+    for (size_t i = 0; i < BLOCK; i += LANES)
+        for (size_t j = 0; j < LANES; j++)
+            lane[j] += w[i + j];
+    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) +
+           ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+}
+
+/* The mass of x[n], with the weight of max 1; `sums`: of each block, NULL if nobody asks. */
+FOR_EVERY_WIDTH
+static double mass_of_logits(const float *x, size_t n, double max, double per_temperature,
+                             double *sums) {
+    double w[BLOCK], total = 0;
     for (size_t from = 0; from < n; from += BLOCK) {
-        size_t count = min_size(BLOCK, n - from);
-        for (size_t i = 0; i < count; i++) {
-            double exponent = ((double)c[from + i].logit - max) * per_temperature;
-            c[from + i].weight = exponent;
-            x[i] = exponent > LEAST_EXPONENT ? exponent : LEAST_EXPONENT;
-        }
-        exponentials(x, count);
-        for (size_t i = 0; i < count; i++) {
-            c[from + i].weight = c[from + i].weight < LEAST_EXPONENT ? 0 : x[i];
-            total += c[from + i].weight;
-        }
+        weigh_block(x + from, min_size(BLOCK, n - from), max, per_temperature, w);
+        double sum = sum_block(w);
+        if (sums) sums[from / BLOCK] = sum;
+        total += sum;
     }
     return total;
 }
 
-/* Drops what top-p and min-p drop from c[*n], which is in order of ids, whose best weight is 1 and
- * whose mass is `total`. The order of ids is kept. */
-static linnet_status filter(candidate *c, size_t *n, double top_p, double min_p, double total,
-                            linnet_error *err) {
-    /* Tokens lighter than (1 - top_p) * total / n weigh less than (1 - top_p) * total together, so
-     * without them the rest still reaches top_p * total: the nucleus has none of them. The
-     * factor leaves room for rounding. */
-    double floor = top_p < 1 ? (1 - top_p) * total / (double)*n * (1 - 1e-9) : 0;
-    if (min_p > floor) floor = min_p;
+/* Fills the weights of c[n] and returns their sum. */
+static double weigh(candidate *c, size_t n, double max, double per_temperature) {
+    double w[BLOCK], total = 0;
+    float x[BLOCK];
+    for (size_t from = 0; from < n; from += BLOCK) {
+        size_t count = min_size(BLOCK, n - from);
+        for (size_t i = 0; i < count; i++)
+            x[i] = c[from + i].logit;
+        weigh_block(x, count, max, per_temperature, w);
+        for (size_t i = 0; i < count; i++)
+            c[from + i].weight = w[i];
+        total += sum_block(w);
+    }
+    return total;
+}
+
+/* The lightest weight that top-p and min-p can let through among n tokens whose best weight is 1
+ * and whose mass is `total`. Tokens lighter than (1 - top_p) * total / n weigh less than (1 -
+ * top_p) * total together, so without them the rest still reaches top_p * total: the nucleus has
+ * none of them. The factor leaves room for rounding. */
+static double least_weight(const linnet_sampling *s, size_t n, double total) {
+    double top_p = s->top_p, min_p = s->min_p;
+    double floor = top_p < 1 ? (1 - top_p) * total / (double)n * (1 - 1e-9) : 0;
+    return min_p > floor ? min_p : floor;
+}
+
+/* Drops what top-p and min-p drop from c[*n], which is in order of ids and stays so. */
+static linnet_status filter(candidate *c, size_t *n, const linnet_sampling *s, double floor,
+                            double total, linnet_error *err) {
     size_t kept = 0;
     for (size_t i = 0; i < *n; i++)
         if (c[i].weight >= floor) c[kept++] = c[i];
     *n = kept;
-    return top_p < 1 ? keep_to_crossing(c, n, top_p * total, err) : LINNET_OK;
+    return s->top_p < 1 ? keep_to_crossing(c, n, s->top_p * total, err) : LINNET_OK;
 }
 
-/* Everything before the draw: fills *c with what may be drawn, in order of ids, with weights. */
-static linnet_status candidates_of(const linnet_sampling *s, const float *logits, size_t n_rows,
-                                   size_t n_vocab, const int32_t *history, size_t n_history,
-                                   candidates *c, linnet_error *err) {
-    c->at = c->few;
-    c->n = 0;
+/* ---- A row of logits --------------------------------------------------------------------- */
+
+/* What is drawn from: logits[n] or the adjusted ones (freed by row_free), the largest of them. */
+typedef struct {
+    const float *x;
+    float *adjusted;
+    size_t n;
+    int32_t best;
+    double max, per_temperature;
+} row;
+
+static linnet_status row_of(const linnet_sampling *s, const float *logits, size_t n_rows,
+                            size_t n_vocab, const int32_t *history, size_t n_history, row *r,
+                            linnet_error *err) {
+    *r = (row){0};
     if (!s || !logits || (!history && n_history))
         return fail(err, LINNET_ERR_ARGUMENT, "sampling: %s is NULL",
                     !s        ? "the settings pointer"
                     : !logits ? "the logits pointer"
                               : "the history");
-    size_t n = n_vocab ? min_size(n_vocab, n_rows) : n_rows;
-    if (n == 0 || n > INT32_MAX)
+    r->n = n_vocab ? min_size(n_vocab, n_rows) : n_rows;
+    if (r->n == 0 || r->n > INT32_MAX)
         return fail(err, LINNET_ERR_ARGUMENT,
                     "sampling: the number of rows of logits must be in [1, %d], not %zu", INT32_MAX,
-                    n);
-    linnet_status status = sample_check(s, n, err);
+                    r->n);
+    linnet_status status = sample_check(s, r->n, err);
+    if (!status) status = adjust(s, logits, r->n, history, n_history, &r->adjusted, err);
     if (status) return status;
+    r->x = r->adjusted ? r->adjusted : logits;
+    if ((status = largest(r->x, r->n, r->adjusted != NULL, &r->best, err))) return status;
+    r->max = r->x[r->best];
+    r->per_temperature = 1 / (double)s->temperature;
+    return LINNET_OK;
+}
 
-    float *adjusted;
-    int32_t best = 0;
-    status = adjust(s, logits, n, history, n_history, &adjusted, err);
-    if (status) return status;
-    const float *x = adjusted ? adjusted : logits;
-    status = largest(x, n, adjusted != NULL, &best, err);
-    if (status) goto done;
+static void row_free(row *r) {
+    free(r->adjusted);
+}
 
-    if (s->temperature == 0) {
-        c->few[0] = (candidate){1, x[best], best};
-        c->n = 1;
-        goto done;
-    }
+/* The candidates, weighed, that are not lighter than `floor`, and perhaps a few that are. */
+static linnet_status gather(const row *r, double floor, candidates *c, linnet_error *err) {
+    /* ln only narrows: weights decide. Its error, and that of the weights, are far below 1e-6. */
+    double bound = floor > 0 ? r->max + (log(floor) - 1e-6) / r->per_temperature : -INFINITY;
+    float least = bound > -FLT_MAX ? nextafterf((float)bound, -INFINITY) : -INFINITY;
+    size_t count = 0;
+#ifndef __clang__ /* which warns where it cannot */
+#pragma omp simd reduction(+ : count)
+#endif
+    for (size_t i = 0; i < r->n; i++)
+        count += r->x[i] >= least;
+    if (count > N_INLINE && !(c->at = malloc(count * sizeof *c->at)))
+        return fail(err, LINNET_ERR_MEMORY, "no memory to sample among %zu tokens", count);
+    for (size_t i = 0; c->n < count; i++)
+        if (r->x[i] >= least) c->at[c->n++] = (candidate){1, r->x[i], (int32_t)i};
+    weigh(c->at, c->n, r->max, r->per_temperature);
+    return LINNET_OK;
+}
 
-    size_t k = s->top_k > 0 ? min_size(n, (size_t)s->top_k) : n;
-    if (k < n && k <= N_INLINE) {
-        select_top(x, n, k, c->few);
+/* The k < n largest, weighed, in order of ids. -> *total: their mass */
+static linnet_status gather_top(const row *r, size_t k, candidates *c, double *total,
+                                linnet_error *err) {
+    if (k <= N_INLINE) {
+        select_top(r->x, r->n, k, c->few);
         qsort(c->few, k, sizeof *c->few, by_id);
     } else {
-        if (n > N_INLINE && !(c->at = malloc(n * sizeof *c->at))) {
-            status = fail(err, LINNET_ERR_MEMORY, "no memory to sample among %zu tokens", n);
-            goto done;
-        }
-        for (size_t i = 0; i < n; i++)
-            c->at[i] = (candidate){1, x[i], (int32_t)i};
-        c->n = n;
-        if (k < n && (status = keep_to_crossing(c->at, &c->n, (double)k, err))) goto done;
+        c->at = malloc(r->n * sizeof *c->at);
+        if (!c->at)
+            return fail(err, LINNET_ERR_MEMORY, "no memory to sample among %zu tokens", r->n);
+        for (size_t i = 0; i < r->n; i++)
+            c->at[i] = (candidate){1, r->x[i], (int32_t)i};
+        c->n = r->n;
+        linnet_status status = keep_to_crossing(c->at, &c->n, (double)k, err);
+        if (status) return status;
     }
     c->n = k;
-    double total = weigh(c->at, k, x[best], s->temperature);
-    if (s->top_p < 1 || s->min_p > 0)
-        status = filter(c->at, &c->n, (double)s->top_p, (double)s->min_p, total, err);
-done:
-    free(adjusted);
-    return status;
+    *total = weigh(c->at, k, r->max, r->per_temperature);
+    return LINNET_OK;
+}
+
+/* Fills *c with what may be drawn, in order of ids, with weights. */
+static linnet_status candidates_of(const linnet_sampling *s, const row *r, candidates *c,
+                                   linnet_error *err) {
+    c->at = c->few;
+    c->n = 0;
+    if (s->temperature == 0) {
+        c->few[0] = (candidate){1, r->x[r->best], r->best};
+        c->n = 1;
+        return LINNET_OK;
+    }
+    double total = 0, floor;
+    linnet_status status;
+    if (s->top_k > 0 && (size_t)s->top_k < r->n) {
+        status = gather_top(r, (size_t)s->top_k, c, &total, err);
+        floor = status ? 0 : least_weight(s, c->n, total);
+    } else {
+        bool narrow = s->top_p < 1 || s->min_p > 0;
+        total = narrow ? mass_of_logits(r->x, r->n, r->max, r->per_temperature, NULL) : 0;
+        floor = narrow ? least_weight(s, r->n, total) : 0;
+        status = gather(r, floor, c, err);
+    }
+    return status || floor == 0 ? status : filter(c->at, &c->n, s, floor, total, err);
 }
 
 static void candidates_free(candidates *c) {
     if (c->at != c->few) free(c->at);
+}
+
+/* ---- The draw ---------------------------------------------------------------------------- */
+
+/* The first of w[n] at which the running sum, *sum before them, is above `point`; where rounding
+ * keeps it below, the last that weighs anything. *sum: before the one found. */
+static size_t first_above(const double *w, size_t n, double point, double *sum) {
+    size_t at = 0;
+    double cumulative = *sum;
+    for (size_t i = 0; i < n && cumulative <= point; i++) {
+        if (w[i] == 0) continue;
+        at = i;
+        *sum = cumulative;
+        cumulative += w[i];
+    }
+    return at;
+}
+
+/* From all tokens, with nothing to drop: the block first, so that weights need not be kept. */
+static linnet_status draw_any(const row *r, double u, int32_t *token, linnet_error *err) {
+    size_t n_blocks = (r->n + BLOCK - 1) / BLOCK;
+    double *sums = malloc(n_blocks * sizeof *sums), w[BLOCK], before = 0;
+    if (!sums) return fail(err, LINNET_ERR_MEMORY, "no memory to sample among %zu tokens", r->n);
+    double point = u * mass_of_logits(r->x, r->n, r->max, r->per_temperature, sums);
+    size_t from = BLOCK * first_above(sums, n_blocks, point, &before);
+    weigh_block(r->x + from, min_size(BLOCK, r->n - from), r->max, r->per_temperature, w);
+    *token = (int32_t)(from + first_above(w, BLOCK, point, &before));
+    free(sums);
+    return LINNET_OK;
 }
 
 static double mass_of(const candidates *c) {
@@ -384,35 +509,52 @@ static double mass_of(const candidates *c) {
     return mass;
 }
 
+static linnet_status draw_among(const linnet_sampling *s, const row *r, double u, int32_t *token,
+                                linnet_error *err) {
+    candidates c;
+    linnet_status status = candidates_of(s, r, &c, err);
+    double point = status ? 0 : u * mass_of(&c), cumulative = 0;
+    for (size_t i = 0; !status && i < c.n && cumulative <= point; i++) {
+        if (c.at[i].weight == 0) continue;
+        *token = c.at[i].id; /* the last one stays if rounding made point = mass */
+        cumulative += c.at[i].weight;
+    }
+    candidates_free(&c);
+    return status;
+}
+
 linnet_status sample_token(const linnet_sampling *s, const float *logits, size_t n_rows,
                            size_t n_vocab, const int32_t *history, size_t n_history, int32_t *token,
                            linnet_error *err) {
-    candidates c;
-    linnet_status status = candidates_of(s, logits, n_rows, n_vocab, history, n_history, &c, err);
+    row r;
+    linnet_status status = row_of(s, logits, n_rows, n_vocab, history, n_history, &r, err);
     if (!status) {
-        double point = sample_uniform(s->seed, n_history) * mass_of(&c), cumulative = 0;
-        for (size_t i = 0; i < c.n; i++) {
-            if (c.at[i].weight == 0) continue;
-            *token = c.at[i].id; /* the last one stays if rounding made point = mass */
-            cumulative += c.at[i].weight;
-            if (cumulative > point) break;
-        }
+        double u = sample_uniform(s->seed, n_history);
+        if (s->temperature == 0)
+            *token = r.best;
+        else if (s->top_k == 0 && s->top_p == 1 && s->min_p == 0)
+            status = draw_any(&r, u, token, err);
+        else
+            status = draw_among(s, &r, u, token, err);
     }
-    candidates_free(&c);
+    row_free(&r);
     return status;
 }
 
 linnet_status sample_distribution(const linnet_sampling *s, const float *logits, size_t n_rows,
                                   size_t n_vocab, const int32_t *history, size_t n_history,
                                   double *p, linnet_error *err) {
+    row r;
     candidates c;
-    linnet_status status = candidates_of(s, logits, n_rows, n_vocab, history, n_history, &c, err);
+    linnet_status status = row_of(s, logits, n_rows, n_vocab, history, n_history, &r, err);
     if (!status) {
-        double mass = mass_of(&c);
+        status = candidates_of(s, &r, &c, err);
+        double mass = status ? 1 : mass_of(&c);
         memset(p, 0, n_rows * sizeof *p);
-        for (size_t i = 0; i < c.n; i++)
+        for (size_t i = 0; !status && i < c.n; i++)
             p[c.at[i].id] = c.at[i].weight / mass;
+        candidates_free(&c);
     }
-    candidates_free(&c);
+    row_free(&r);
     return status;
 }
