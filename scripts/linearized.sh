@@ -1,0 +1,68 @@
+#!/bin/bash
+# What linearizing SmolLM2-135M-Instruct costs: the original, controls without a linear part, and every
+# delta of models/smollm2-*.pt, asked the same and timed: build/linearized/{table.md,quality.svg,report.html}.
+#   scripts/linearized.sh [-o FOLDER] [--wikitext FILE] [--xquad FILE] [QUESTIONS]
+# --wikitext: WikiText-2's validation split as a text; --xquad: XQuAD's English file. Neither may be
+# shipped; without them their columns stay empty. QUESTIONS of a kind, default 100. What is there
+# already is not measured again; a model and a kind of question have a file each.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=build/linearized wikitext="" xquad="" n=100
+while [ $# -gt 0 ]; do
+    case $1 in
+    -o) out=$2 && shift 2 ;;
+    --wikitext) wikitext=$2 && shift 2 ;;
+    --xquad) xquad=$2 && shift 2 ;;
+    *) n=$1 && shift ;;
+    esac
+done
+mkdir -p "$out"
+texts=(--task ar:data/novel.txt)
+if [ -n "$wikitext" ]; then
+    head -c 150000 "$wikitext" | sed '$d' >"$out/wikitext.txt"
+    texts+=(--task "ar:$out/wikitext.txt")
+fi
+[ -z "$xquad" ] || .venv/bin/python bench/linearized.py questions "$xquad" $((3 * n)) >"$out/xquad.jsonl"
+
+names=(original)
+"${TORCH_PYTHON:-python3}" -c 'import torch' 2>/dev/null && names+=(swap) ||
+    echo "linearized.sh: no PyTorch (docs/linearize.md): the row of the untrained maps is left out" >&2
+names+=(window window-sinks)
+for name in control-window control control-softmax as-lolcats sinks sinks-softmax; do
+    [ ! -f "models/smollm2-$name.pt" ] || names+=("$name")
+done
+
+# $1: file of rows; the rest: what recall or bench is to do.
+measure() {
+    [ -f "$1" ] && return
+    ./linnet "${@:2}" --backend cpu --quiet -o md --save "$1"
+}
+
+models=()
+for name in "${names[@]}"; do
+    path=$(scripts/linear_model.sh "$name")
+    ln -sf "$path" "$out/$name.gguf"
+    recall=(recall -m "$out/$name.gguf")
+    for context in 1024 4096 8192; do
+        measure "$out/$name-text-$context.jsonl" "${recall[@]}" "${texts[@]}" --max-ctx $context
+    done
+    copies=()
+    for N in 32 64 128 256 512; do copies+=(--task "copy:n=$(((n + 4) / 5)),N=$N"); done
+    measure "$out/$name-copy.jsonl" "${recall[@]}" "${copies[@]}"
+    measure "$out/$name-passkey.jsonl" "${recall[@]}" --task "passkey:n=$(((n + 3) / 4))" --len 256,1024,4096
+    measure "$out/$name-factbook.jsonl" "${recall[@]}" --task "factbook:n=$n" --len 512,1024
+    [ -z "$xquad" ] || measure "$out/$name-xquad.jsonl" "${recall[@]}" --task "jsonl:$out/xquad.jsonl"
+    case $name in original | window-sinks | as-lolcats | sinks | sinks-softmax) models+=(-m "$out/$name.gguf") ;; esac
+done
+measure "$out/bench.jsonl" bench "${models[@]}" -p 0 -n 32 -r 5 -t 1 \
+    -d 0,128,256,384,512,768,1024,1536,2048,8192,32768
+
+.venv/bin/python bench/linearized.py table "$out" >"$out/table.md"
+recalls=("$out"/*-text-4096.jsonl "$out"/*-{copy,passkey,factbook}.jsonl) # a chart has one context
+[ -z "$xquad" ] || recalls+=("$out"/*-xquad.jsonl)
+chart() {
+    ./linnet pareto "${recalls[@]}" "$out/bench.jsonl" -o "$out/$1" --quiet "${@:2}"
+}
+chart quality.svg --task ar:novel.txt --y perplexity --title "SmolLM2-135M and its linearizations: perplexity of an unseen novel, 4,096 tokens"
+chart report.html
+cat "$out/table.md"
