@@ -12,6 +12,7 @@ import unittest
 import xml.etree.ElementTree as xml
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LINNET = os.environ.get("LINNET", os.path.join(ROOT, "linnet"))
 sys.path.insert(0, os.path.join(ROOT, "bench"))
 import peers
 import picture
@@ -219,6 +220,55 @@ class Quality(unittest.TestCase):
         self.assertFalse(quality.report({"q4_0": found}, "m.gguf", "a text")[1])
         found["auto"] = {"perplexity": 20.0, "kl": {**small, "q": np.array([3e-3])}}
         self.assertFalse(quality.report({"q4_0": found}, "m.gguf", "a text")[1])
+
+
+class Linearized(unittest.TestCase):
+    """The table of scripts/linearized.sh from rows of linnet's own on a small model, and made-up speeds."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def table(self):
+        return subprocess.run([sys.executable, os.path.join(ROOT, "bench", "linearized.py"), "table", self.folder],
+                              capture_output=True, text=True)
+
+    def test_ratios_and_break_even(self):
+        with open(self.path("novel.txt"), "w") as f:
+            f.write("One two three four five six seven eight nine ten. " * 20)
+        perplexity = {}
+        for name, model in (("original", "lm-softmax"), ("sinks", "lm-lolcats")):
+            os.symlink(os.path.join(ROOT, "models", model + ".gguf"), self.path(name + ".gguf"))
+            done = subprocess.run([LINNET, "recall", "-m", self.path(name + ".gguf"), "--quiet", "--task",
+                                   "ar:" + self.path("novel.txt"), "--max-ctx", "128", "--task", "copy:n=1,N=32", "--task",
+                                   "passkey:n=2", "--len", "300", "--save", self.path(name + "-recall.jsonl")],
+                                  capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            with open(self.path(name + "-recall.jsonl")) as f:
+                perplexity[name] = json.loads(f.readline())["ppl"]
+        with open(self.path("bench.jsonl"), "w") as f:
+            for name, speeds in (("original", {0: 100, 100: 50}), ("sinks", {0: 50, 100: 100})):
+                for depth, speed in speeds.items():
+                    f.write(json.dumps({"model_filename": name + ".gguf", "n_depth": depth, "median_ts": speed,
+                                        "state_bytes_alloc": 2_000_000}) + "\n")
+        done = self.table()
+        self.assertEqual(done.returncode, 0, done.stderr)
+        ours, theirs = perplexity["sinks"], perplexity["original"]
+        self.assertIn(f"| **with sinks** | {ours:.2f} | {ours / theirs:.3f} |", done.stdout)
+        self.assertIn("| copy 32 | passkey 300 |", done.stdout)
+        self.assertIn("| 100 (2.0 MB) | - |", done.stdout)
+        # 10 ms more at 0 and 10 less at 100: halfway.
+        self.assertIn("with sinks**: as fast as the original at 50 tokens", done.stdout)
+        os.unlink(self.path("original-recall.jsonl"))
+        with open(self.path("bench.jsonl"), "w") as f:
+            f.write("{")
+        done = self.table()
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("linearized.py: ", done.stderr)
 
 
 if __name__ == "__main__":
