@@ -65,7 +65,7 @@ EMU_TEST_OBJ := $(patsubst %,$(BUILD)/emu/%.o,$(wildcard tests/test_*.cu))
 .SECONDARY: $(EMU_OBJ) $(EMU_TEST_OBJ)
 FUZZERS := $(patsubst tests/%.c,build/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all help FORCE demo demo-linear chat deps cuda cuda-all emu test-cuda bench-cuda tradeoff linearized bench test test-c test-cli test-export test-clients asan ubsan soak neon \
+.PHONY: all help FORCE demo demo-linear chat deps cuda cuda-all emu test-cuda bench-cuda tradeoff linearized bench test test-c test-clients asan ubsan soak neon \
 	fuzz format format-check lib share install uninstall clean
 ifneq ($(NVCC),)
 all: linnet lib share liblinnet_cuda.so
@@ -252,11 +252,11 @@ linearized: deps linnet ## what linearizing SmolLM2-135M costs: the deltas of mo
 
 bench: $(BENCHES) ## the programs of bench/ (its README tells what they measure)
 
-test: deps ## everything that needs neither a GPU nor a download
+test: deps ## everything that needs neither a GPU nor a model (installs packages)
 	@$(MAKE) --no-print-directory linnet
 	@scripts/test.sh
 
-test-c: $(TESTS) $(BENCHES) $(BUILD)/linnet ## the C tests alone, with the tools already there
+test-c: $(TESTS) $(BENCHES) $(BUILD)/linnet ## the C tests and the command line, with the tools already there
 	@LINNET=$(BUILD)/linnet scripts/test.sh --c $(TESTS)
 
 test-clients: deps ## the server with a browser and other people's clients (installs them, from PyPI too)

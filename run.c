@@ -1,4 +1,5 @@
-/* linnet: the command line. It stands on linnet.h alone, as any other program would.
+/* linnet: the command line. It stands on linnet.h, linnet_tools.h and error.h alone, as
+ * any other program could.
  *
  * A map for reading, in the order in which a token is made:
  *   linnet.h            the public interface: model, session, feed, sample, generate
@@ -10,12 +11,13 @@
  *   session/            tokens, state, the prefix cache, sampling, generation
  *   attention/          one file per mixer
  *   kernels_cpu/        the forward pass and its hot loops, by instruction set
+ *   backend.h, kernels_cuda/     the seam, and the same for NVIDIA GPUs
  *   server/             `linnet serve`; server.h starts with a map
  *   cli/                the other commands: flags.c parses for all of them, engine.c opens models;
  *                       recall.h starts with a map of `linnet recall`; completion.c and manual.c
  *                       tell shells and readers what the tables of flags say
- *   export/             Python: checkpoints -> model files
- *   tests/, bench/, docs/
+ *   export/, train/     Python: checkpoints -> model files; small models trained, Llamas linearized
+ *   python/, examples/, deploy/, models/, data/, tests/, bench/, docs/
  */
 #include <stdio.h>
 #include <string.h>

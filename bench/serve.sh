@@ -5,7 +5,7 @@
 #   bench/serve.sh MODEL.gguf [CLIENTS=16] [TOKENS=128] [ROUNDS=5] [WORDS=16]
 #
 # Prints a row a round and the medians: decoding in tokens per second over HTTP and in the library,
-# their ratio, what a token costs more over HTTP, times to the first and between texts. The library's
+# their ratio, what a step of all clients costs more over HTTP, times to the first and between texts. The library's
 # figure has no sampling and no text; the server's is greedy (drawing from a large vocabulary at a
 # temperature costs more: serve_load -t 1), taken while every client receives.
 set -euo pipefail
@@ -28,7 +28,7 @@ for _ in $(seq 600); do
 done
 taskset -c 1 "$load" -c "$clients" -n 8 -p "$words" "$address" >/dev/null # to warm up
 
-echo '| round | HTTP decode tok/s | library tok/s | ratio | ms a token more | HTTP tok/s, prefill too | TTFT p50 ms | ITL p50 ms | p99 | errors |'
+echo '| round | HTTP decode tok/s | library tok/s | ratio | ms a step more | HTTP tok/s, prefill too | TTFT p50 ms | ITL p50 ms | p99 | errors |'
 echo '|---|---|---|---|---|---|---|---|---|---|'
 for round in $(seq "$rounds"); do
     taskset -c 1 "$load" -c "$clients" -n "$tokens" -p "$words" -o json "$address" >"$out/http" || true
