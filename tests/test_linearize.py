@@ -258,6 +258,10 @@ class Text(Folder):
             with open(again, "a") as f:
                 f.write('{"number": 3, "te')
             sample(sampler, again, range(20), 2, say=lambda text: None)
+        with self.assertRaisesRegex(TrainError, "no longer answers"):
+            sampler.document(0)
+        with self.assertRaisesRegex(TrainError, "nothere.gguf"), serving(LINNET, self.path("nothere.gguf"), 1, 1):
+            pass
         self.assertEqual(Path(out).read_text(), Path(again).read_text())
         info = data.prepare(LINNET, model, [book, out], self.path("packed"), 64, FIRST + 1, 1)
         self.assertEqual(set(info["files"]), {"book.txt", "s.jsonl"})

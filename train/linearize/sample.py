@@ -59,6 +59,8 @@ class Sampler:
                 return json.load(answer)
         except urllib.error.HTTPError as e:
             raise TrainError(json.load(e)["error"]["message"])
+        except OSError as e:
+            raise TrainError(f"linnet serve no longer answers: {e}")
 
     def more(self, prompt, n, seed):
         ids = self.ask("/tokenize", prompt=prompt)["tokens"]
