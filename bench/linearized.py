@@ -34,9 +34,9 @@ class Rows:
 
     def __init__(self, folder):
         self.recall, self.bench = {}, {}
-        for path in sorted(glob.glob(os.path.join(folder, "*.jsonl"))):
+        for path in sorted(glob.glob(os.path.join(folder, "*", "*.jsonl"))) + [os.path.join(folder, "bench.jsonl")]:
             with open(path, encoding="utf-8") as f:
-                rows = [json.loads(line) for line in f] if os.path.basename(path) != "xquad.jsonl" else []
+                rows = [json.loads(line) for line in f]
             for row in rows:
                 name = os.path.basename(row["model_filename"]).removesuffix(".gguf")
                 if "task" not in row:
@@ -120,8 +120,7 @@ def main():
         for text in sorted({k[1] for k in rows.recall if k[1].endswith(".txt")}, reverse=True):
             print(perplexities(rows, text, f"perplexity, {text.removesuffix('.txt')}"))
         print(recalls(rows))
-        if rows.bench:
-            print(speeds(rows) + "\n" + break_even(rows), end="")
+        print(speeds(rows) + "\n" + break_even(rows), end="")
     except (OSError, ValueError, KeyError, IndexError) as e:
         sys.exit(f"linearized.py: {type(e).__name__}: {e}")
 

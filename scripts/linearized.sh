@@ -40,26 +40,30 @@ measure() {
 
 models=()
 for name in "${names[@]}"; do
-    path=$(scripts/linear_model.sh "$name")
-    ln -sf "$path" "$out/$name.gguf"
-    recall=(recall -m "$out/$name.gguf")
+    path=$(realpath "$(scripts/linear_model.sh "$name")")
+    model=$out/$name.gguf rows=$out/$name
+    if [ "$(readlink "$model")" != "$path" ]; then # another delta: nothing that was measured holds
+        rm -rf "$rows" "$out/bench.jsonl"
+        ln -sf "$path" "$model"
+    fi
+    mkdir -p "$rows"
     for context in 1024 4096 8192; do
-        measure "$out/$name-text-$context.jsonl" "${recall[@]}" "${texts[@]}" --max-ctx $context
+        measure "$rows/text-$context.jsonl" recall -m "$model" "${texts[@]}" --max-ctx $context
     done
     copies=()
     for N in 32 64 128 256 512; do copies+=(--task "copy:n=$(((n + 4) / 5)),N=$N"); done
-    measure "$out/$name-copy.jsonl" "${recall[@]}" "${copies[@]}"
-    measure "$out/$name-passkey.jsonl" "${recall[@]}" --task "passkey:n=$(((n + 3) / 4))" --len 256,1024,4096
-    measure "$out/$name-factbook.jsonl" "${recall[@]}" --task "factbook:n=$n" --len 512,1024
-    [ -z "$xquad" ] || measure "$out/$name-xquad.jsonl" "${recall[@]}" --task "jsonl:$out/xquad.jsonl"
-    case $name in original | window-sinks | as-lolcats | sinks | sinks-softmax) models+=(-m "$out/$name.gguf") ;; esac
+    measure "$rows/copy.jsonl" recall -m "$model" "${copies[@]}"
+    measure "$rows/passkey.jsonl" recall -m "$model" --task "passkey:n=$(((n + 3) / 4))" --len 256,1024,4096
+    measure "$rows/factbook.jsonl" recall -m "$model" --task "factbook:n=$n" --len 512,1024
+    [ -z "$xquad" ] || measure "$rows/xquad.jsonl" recall -m "$model" --task "jsonl:$out/xquad.jsonl"
+    case $name in original | window-sinks | as-lolcats | sinks | sinks-softmax) models+=(-m "$model") ;; esac
 done
 measure "$out/bench.jsonl" bench "${models[@]}" -p 0 -n 32 -r 5 -t 1 \
     -d 0,128,256,384,512,768,1024,1536,2048,8192,32768
 
 .venv/bin/python bench/linearized.py table "$out" >"$out/table.md"
-recalls=("$out"/*-text-4096.jsonl "$out"/*-{copy,passkey,factbook}.jsonl) # a chart has one context
-[ -z "$xquad" ] || recalls+=("$out"/*-xquad.jsonl)
+recalls=("$out"/*/{text-4096,copy,passkey,factbook}.jsonl) # a chart has one context
+[ -z "$xquad" ] || recalls+=("$out"/*/xquad.jsonl)
 chart() {
     ./linnet pareto "${recalls[@]}" "$out/bench.jsonl" -o "$out/$1" --quiet "${@:2}"
 }

@@ -230,8 +230,8 @@ class Linearized(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = folder.name
 
-    def path(self, name):
-        return os.path.join(self.folder, name)
+    def path(self, *names):
+        return os.path.join(self.folder, *names)
 
     def table(self):
         return subprocess.run([sys.executable, os.path.join(ROOT, "bench", "linearized.py"), "table", self.folder],
@@ -242,13 +242,14 @@ class Linearized(unittest.TestCase):
             f.write("One two three four five six seven eight nine ten. " * 20)
         perplexity = {}
         for name, model in (("original", "lm-softmax"), ("sinks", "lm-lolcats")):
+            os.mkdir(self.path(name))
             os.symlink(os.path.join(ROOT, "models", model + ".gguf"), self.path(name + ".gguf"))
             done = subprocess.run([LINNET, "recall", "-m", self.path(name + ".gguf"), "--quiet", "--task",
                                    "ar:" + self.path("novel.txt"), "--max-ctx", "128", "--task", "copy:n=1,N=32", "--task",
-                                   "passkey:n=2", "--len", "300", "--save", self.path(name + "-recall.jsonl")],
+                                   "passkey:n=2", "--len", "300", "--save", self.path(name, "recall.jsonl")],
                                   capture_output=True, text=True)
             self.assertEqual(done.returncode, 0, done.stderr)
-            with open(self.path(name + "-recall.jsonl")) as f:
+            with open(self.path(name, "recall.jsonl")) as f:
                 perplexity[name] = json.loads(f.readline())["ppl"]
         with open(self.path("bench.jsonl"), "w") as f:
             for name, speeds in (("original", {0: 100, 100: 50}), ("sinks", {0: 50, 100: 100})):
@@ -263,7 +264,6 @@ class Linearized(unittest.TestCase):
         self.assertIn("| 100 (2.0 MB) | - |", done.stdout)
         # 10 ms more at 0 and 10 less at 100: halfway.
         self.assertIn("with sinks**: as fast as the original at 50 tokens", done.stdout)
-        os.unlink(self.path("original-recall.jsonl"))
         with open(self.path("bench.jsonl"), "w") as f:
             f.write("{")
         done = self.table()
