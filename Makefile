@@ -186,7 +186,7 @@ INSIDE := $(addprefix $(BUILD)/tests/,test_recall test_conversations test_schedu
 	test_scheduler_queue test_json_mask)
 $(INSIDE): $(BUILD)/tests/%: tests/%.c $(filter-out $(BUILD)/run.c.o,$(CLI_OBJ)) $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
-	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS) -lcmocka
+	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $(filter-out %.h,$^) $(LIBS) $(CLI_LIBS) -lcmocka
 
 $(BUILD)/tests/%: $(BUILD)/emu/tests/%.cu.o $(EMU_OBJ) $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
@@ -196,7 +196,7 @@ $(BUILD)/tests/%: $(BUILD)/emu/tests/%.cu.o $(EMU_OBJ) $(BUILD)/liblinnet.a
 EMU_TESTS := $(BUILD)/tests/test_cuda $(BUILD)/tests/test_cuda_errors
 $(EMU_TESTS): $(BUILD)/%: %.c $(EMU_OBJ) $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
-	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -DEMULATED -o $@ $^ $(LIBS) -lcmocka
+	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -DEMULATED -o $@ $(filter-out %.h,$^) $(LIBS) -lcmocka
 
 emu: $(BUILD)/linnet-emu ## build/linnet-emu: linnet whose cuda backend is emulated on the CPU, for tests
 $(BUILD)/linnet-emu: $(CLI_OBJ) $(EMU_OBJ) $(BUILD)/liblinnet.a
@@ -229,11 +229,11 @@ cuda-all: ## the CUDA backend for every GPU from sm_80 on that this nvcc knows
 
 $(BUILD)/bench/cuda_limits: $(BUILD)/cuda/bench/cuda_limits.cu.o $(BUILD)/cuda/kernels_cuda/device.cu.o $(BUILD)/weights/dtype.c.o
 	@mkdir -p $(@D)
-	$(call QUIET,LD)$(NVCC) -cudart static $(CUDA_CODE) -o $@ $^
+	$(call QUIET,LD)$(NVCC) -cudart static $(CUDA_CODE) -o $@ $(filter-out %.h,$^)
 
 # The same test for a real GPU.
 $(BUILD)/cuda/test_simt: $(BUILD)/cuda/tests/test_simt.cu.o $(BUILD)/cuda/kernels_cuda/device.cu.o $(BUILD)/liblinnet.a
-	$(call QUIET,LD)$(NVCC) -ccbin $(CXX) $(CUDA_CODE) -o $@ $^ $(patsubst -fopenmp,-Xcompiler -fopenmp,$(LIBS)) -lcmocka
+	$(call QUIET,LD)$(NVCC) -ccbin $(CXX) $(CUDA_CODE) -o $@ $(filter-out %.h,$^) $(patsubst -fopenmp,-Xcompiler -fopenmp,$(LIBS)) -lcmocka
 
 $(BUILD)/bench/%: bench/%.c $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
@@ -242,7 +242,7 @@ $(BUILD)/bench/%: bench/%.c $(BUILD)/liblinnet.a
 # Goes through the server's stores.
 $(BUILD)/bench/states: bench/states.c $(BUILD)/server/store_redis.c.o $(BUILD)/liblinnet.a
 	@mkdir -p $(@D)
-	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $^ $(LIBS) $(CLI_LIBS)
+	$(call QUIET,LD)$(CC) -std=c11 $(CFLAGS) $(COMMON) $(FLOAT) $(LDSAN) -o $@ $(filter-out %.h,$^) $(LIBS) $(CLI_LIBS)
 
 tradeoff: linnet ## recall against state and speed of the committed models: table, charts, report
 	@scripts/tradeoff.sh
@@ -308,4 +308,4 @@ clean: ## remove what was built
 	rm -rf build linnet liblinnet_cuda.so python/build python/*.egg-info
 
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(EMU_OBJ:.o=.d) $(EMU_TEST_OBJ:.o=.d) \
-	$(CUDA_OBJ:.o=.d)
+	$(CUDA_OBJ:.o=.d) $(wildcard $(BUILD)/tests/*.d $(BUILD)/bench/*.d $(BUILD)/cuda/tests/*.d $(BUILD)/cuda/bench/*.d)

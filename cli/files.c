@@ -122,9 +122,8 @@ static void close_read(FILE *file) {
     if (file != stdin) fclose(file);
 }
 
-static bool read_bytes(text_buffer *out, const char *path) {
-    FILE *file = open_to_read(path);
-    if (!file) return false;
+/* What is left of the file. */
+static bool read_rest(text_buffer *out, FILE *file, const char *name) {
     char piece[1 << 16];
     bool good = text_append(out, "", 0);
     while (good && !feof(file)) {
@@ -132,11 +131,18 @@ static bool read_bytes(text_buffer *out, const char *path) {
         size_t n = fread(piece, 1, sizeof piece, file);
         if (ferror(file)) {
             good = false;
-            if (!interrupted()) complain("cannot read %s: %s", name_of(path), strerror(errno));
+            if (!interrupted()) complain("cannot read %s: %s", name, strerror(errno));
         } else {
             good = text_append(out, piece, n);
         }
     }
+    return good;
+}
+
+static bool read_bytes(text_buffer *out, const char *path) {
+    FILE *file = open_to_read(path);
+    if (!file) return false;
+    bool good = read_rest(out, file, name_of(path));
     close_read(file);
     return good;
 }
@@ -221,6 +227,19 @@ int lines_next_json(line_reader *r, json_t **out) {
     return 1;
 }
 
+int lines_peek(line_reader *r) {
+    int c;
+    while ((c = fgetc(r->file)) == ' ' || c == '\t' || c == '\n' || c == '\r')
+        r->number += c == '\n';
+    if (c != EOF) ungetc(c, r->file);
+    clearerr(r->file); /* who reads on meets the error again, and says so */
+    return c;
+}
+
+bool lines_rest(line_reader *r, text_buffer *out) {
+    return read_rest(out, r->file, r->path) && check_utf8(out->at, out->n, r->path);
+}
+
 void lines_close(line_reader *r) {
     if (r->file) close_read(r->file);
     free(r->line);
@@ -293,6 +312,7 @@ bool output_finish(output_file *o) {
     if (fflush(o->file)) return cannot_write(o);
     if (o->temporary) {
         if (fsync(fileno(o->file)) || rename(o->temporary, o->path)) return cannot_write(o);
+        keep_on_crash(o->temporary);
         free(o->temporary);
         o->temporary = NULL;
     }
@@ -301,9 +321,9 @@ bool output_finish(output_file *o) {
 }
 
 void output_abandon(output_file *o) {
-    remove_on_crash(NULL);
     if (o->file) fclose(o->file);
     if (o->temporary) unlink(o->temporary);
+    if (o->temporary) keep_on_crash(o->temporary);
     free(o->temporary);
     free(o->path);
     *o = (output_file){0};

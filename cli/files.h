@@ -49,6 +49,10 @@ bool lines_open(line_reader *r, const char *path);
 int lines_next(line_reader *r);
 /* 1 and a JSON object (to be json_decref'ed) from the next line that is not blank; 0; -1. */
 int lines_next_json(line_reader *r, json_t **out);
+/* The first byte that is no blank, EOF if there is none; what stands before it is passed. */
+int lines_peek(line_reader *r);
+/* All that is left, UTF-8. */
+bool lines_rest(line_reader *r, text_buffer *out);
 void lines_close(line_reader *r);
 /* A string of a file, which may not be UTF-8: jansson refuses those, so bytes stand for characters
  * there. */

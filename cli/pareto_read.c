@@ -141,54 +141,47 @@ static bool take_row(sources *s, const char *file, size_t at, bool is_lines, jso
     return check_bench(&r) && add_result(&s->bench, &r);
 }
 
-static bool read_lines(sources *s, const char *path, json_t *kept) {
-    line_reader reader;
-    if (!lines_open(&reader, path)) return false;
-    const char *name = reader.path;
+static bool read_lines(sources *s, line_reader *from, json_t *kept) {
     json_t *row;
     int got;
     bool good = true;
-    while (good && (got = lines_next_json(&reader, &row)) == 1) {
-        good = !json_array_append_new(kept, row) && take_row(s, name, reader.number, true, row);
-    }
-    good = good && got == 0;
-    lines_close(&reader);
-    return good;
+    while (good && (got = lines_next_json(from, &row)) == 1)
+        good =
+            !json_array_append_new(kept, row) && take_row(s, from->path, from->number, true, row);
+    return good && got == 0;
 }
 
-/* Standard input can be read once, so what it is shows in its first byte. */
-static bool is_array(const char *path, bool *array) {
-    FILE *file = strcmp(path, "-") ? fopen(path, "rb") : stdin;
-    int c = EOF;
-    *array = false;
-    if (!file) return false; /* lines_open tells why */
-    while ((c = fgetc(file)) == ' ' || c == '\t' || c == '\n' || c == '\r') {
-    }
-    *array = c == '[';
-    if (file != stdin)
-        fclose(file);
-    else if (c != EOF)
-        ungetc(c, file);
-    return true;
-}
-
-static bool read_array(sources *s, const char *path, json_t *kept) {
-    const char *name = strcmp(path, "-") ? path : "standard input";
+static bool read_array(sources *s, line_reader *from, json_t *kept) {
     text_buffer text = {0};
     json_error_t error;
-    if (!read_text(&text, path)) {
+    if (!lines_rest(from, &text)) {
         free(text.at);
         return false;
     }
     json_t *array = json_loadb(text.at, text.n, 0, &error);
     free(text.at);
     if (!array) {
-        complain("%s, line %d: not JSON: %s", name, error.line, error.text);
+        complain("%s, line %zu: not JSON: %s", from->path, from->number + (size_t)error.line,
+                 error.text);
         return false;
     }
     bool good = !json_array_append_new(kept, array);
     for (size_t i = 0; good && i < json_array_size(array); i++)
-        good = take_row(s, name, i + 1, false, json_array_get(array, i));
+        good = take_row(s, from->path, i + 1, false, json_array_get(array, i));
+    return good;
+}
+
+/* Opened once: a pipe cannot be read again, so what it holds shows in its first byte. */
+static bool read_rows(sources *s, const char *path, json_t *kept) {
+    line_reader from;
+    if (!lines_open(&from, path)) return false;
+    size_t before = s->recall.n + s->bench.n;
+    bool good = (lines_peek(&from) == '[' ? read_array : read_lines)(s, &from, kept);
+    if (good && s->recall.n + s->bench.n == before) {
+        complain("%s holds no rows", from.path);
+        good = false;
+    }
+    lines_close(&from);
     return good;
 }
 
@@ -366,20 +359,12 @@ static bool make_families(sources *s) {
 bool sources_read(sources *s, const text_list *paths, bool force) {
     s->files = json_array();
     for (size_t i = 0; i < paths->n; i++) {
-        size_t before = s->recall.n + s->bench.n;
-        bool array = false;
-        is_array(paths->at[i], &array);
         json_t *kept = json_array();
         if (!s->files || !kept || json_array_append_new(s->files, kept)) {
             complain("out of memory");
             return false;
         }
-        if (!(array ? read_array : read_lines)(s, paths->at[i], kept)) return false;
-        if (s->recall.n + s->bench.n == before) {
-            complain("%s holds no rows",
-                     strcmp(paths->at[i], "-") ? paths->at[i] : "standard input");
-            return false;
-        }
+        if (!read_rows(s, paths->at[i], kept)) return false;
     }
     for (size_t i = 0; i < s->recall.n; i++)
         if (!find_model(s, &s->recall.at[i], force)) return false;

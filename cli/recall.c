@@ -1,6 +1,7 @@
 /* linnet recall: what a model finds again in its context. */
 #include "recall.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -341,6 +342,9 @@ static int parse(recall_options *o, int argc, char **argv) {
 
     int code = flags_parse(&f, argc, argv);
     if (code != KEEP_GOING) return code;
+    if (o->seed > INT64_MAX) /* JSON's readers know no larger numbers */
+        return misused("recall", "--seed is %" PRIu64 ", expected at most %" PRId64, o->seed,
+                       INT64_MAX);
     if (!o->models.n) return misused("recall", "-m MODEL is missing");
     if (!o->tasks.n) return misused("recall", "--task TASK is missing");
     if (!strcmp(o->e.window_mode, "terrace-hf") && strcmp(o->view, "chunk"))

@@ -149,12 +149,14 @@ int finish_stdout(void) {
 /* ---- signals ------------------------------------------------------------------------------ */
 
 static volatile sig_atomic_t interrupt_signal;
-static const char *volatile crash_path;
+enum { CRASH_PATHS = 4 };
+static const char *volatile crash_paths[CRASH_PATHS];
 
 static void on_bus_error(int signal_number) {
     static const char text[] = "linnet: the model file changed while it was mapped\n";
     (void)signal_number;
-    if (crash_path) unlink(crash_path);
+    for (int i = 0; i < CRASH_PATHS; i++)
+        if (crash_paths[i]) unlink(crash_paths[i]);
     if (write(STDERR_FILENO, text, sizeof text - 1)) {
     } /* nothing to do if that fails */
     _exit(EXIT_FAILED);
@@ -172,8 +174,20 @@ void prepare_process(void) {
     sigaction(SIGBUS, &on_bus, NULL);
 }
 
+static void replace_crash_path(const char *from, const char *to) {
+    for (int i = 0; i < CRASH_PATHS; i++)
+        if (crash_paths[i] == from) {
+            crash_paths[i] = to;
+            return;
+        }
+}
+
 void remove_on_crash(const char *path) {
-    crash_path = path;
+    replace_crash_path(NULL, path);
+}
+
+void keep_on_crash(const char *path) {
+    replace_crash_path(path, NULL);
 }
 
 static void on_interrupt(int signal_number) {

@@ -47,7 +47,9 @@ void catch_interrupts(bool again);
 bool interrupted(void);
 void clear_interrupt(void);
 int interrupt_code(void); /* 128 + signal, as shells report it; Ctrl-C is 130 */
-/* A file to remove if the process dies of SIGBUS; NULL forgets it. Not copied. */
+/* A file to remove if the process dies of SIGBUS, up to four at a time, until it is one to keep.
+ * The pointer tells them apart; not copied. */
 void remove_on_crash(const char *path);
+void keep_on_crash(const char *path);
 
 #endif

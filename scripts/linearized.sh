@@ -3,8 +3,8 @@
 # delta of models/smollm2-*.pt, asked the same and timed: build/linearized/{table.md,quality.svg,report.html}.
 #   scripts/linearized.sh [-o FOLDER] [--wikitext FILE] [--xquad FILE] [QUESTIONS]
 # --wikitext: WikiText-2's validation split as a text; --xquad: XQuAD's English file. Neither may be
-# shipped; without them their columns stay empty. QUESTIONS of a kind, default 100. What is there
-# already is not measured again; a model and a kind of question have a file each.
+# shipped; without them their columns stay empty. QUESTIONS of a kind, default 100. A model and a kind
+# of question have a file each; what is there is not measured again, with however many questions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=build/linearized wikitext="" xquad="" n=100
@@ -17,10 +17,10 @@ while [ $# -gt 0 ]; do
     esac
 done
 mkdir -p "$out"
-texts=(--task ar:data/novel.txt)
+texts=(data/novel.txt)
 if [ -n "$wikitext" ]; then
     head -c 150000 "$wikitext" | sed '$d' >"$out/wikitext.txt"
-    texts+=(--task "ar:$out/wikitext.txt")
+    texts+=("$out/wikitext.txt")
 fi
 [ -z "$xquad" ] || .venv/bin/python bench/linearized.py questions "$xquad" $((3 * n)) >"$out/xquad.jsonl"
 
@@ -47,8 +47,10 @@ for name in "${names[@]}"; do
         ln -sf "$path" "$model"
     fi
     mkdir -p "$rows"
-    for context in 1024 4096 8192; do
-        measure "$rows/text-$context.jsonl" recall -m "$model" "${texts[@]}" --max-ctx $context
+    for text in "${texts[@]}"; do
+        for context in 1024 4096 8192; do
+            measure "$rows/$(basename "$text" .txt)-$context.jsonl" recall -m "$model" --task "ar:$text" --max-ctx $context
+        done
     done
     copies=()
     for N in 32 64 128 256 512; do copies+=(--task "copy:n=$(((n + 4) / 5)),N=$N"); done
@@ -62,7 +64,8 @@ measure "$out/bench.jsonl" bench "${models[@]}" -p 0 -n 32 -r 5 -t 1 \
     -d 0,128,256,384,512,768,1024,1536,2048,8192,32768
 
 .venv/bin/python bench/linearized.py table "$out" >"$out/table.md"
-recalls=("$out"/*/{text-4096,copy,passkey,factbook}.jsonl) # a chart has one context
+recalls=("$out"/*/{novel-4096,copy,passkey,factbook}.jsonl) # a chart has one context
+[ -z "$wikitext" ] || recalls+=("$out"/*/wikitext-4096.jsonl)
 [ -z "$xquad" ] || recalls+=("$out"/*/xquad.jsonl)
 chart() {
     ./linnet pareto "${recalls[@]}" "$out/bench.jsonl" -o "$out/$1" --quiet "${@:2}"

@@ -50,13 +50,18 @@ static linnet_status read_keys(access_rules *a, linnet_error *err) {
     }
     char line[MAX_KEY + 3];
     linnet_status status = LINNET_OK;
+    bool comment = false; /* the line goes on, and is a long one */
     while (!status && fgets(line, sizeof line, file)) {
         size_t n = strlen(line);
-        bool whole = n && line[n - 1] == '\n';
+        bool whole = (n && line[n - 1] == '\n') || feof(file);
+        if (comment || line[0] == '#') {
+            comment = !whole;
+            continue;
+        }
         while (n && strchr("\r\n \t", line[n - 1]))
             line[--n] = '\0';
-        if (!n || line[0] == '#') continue;
-        if (n > MAX_KEY || (!whole && !feof(file))) {
+        if (!n && whole) continue;
+        if (n > MAX_KEY || !whole) {
             status = fail(err, LINNET_ERR_FORMAT, "%s: %s", path,
                           "an API key is longer than 512 characters");
             break;

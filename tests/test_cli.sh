@@ -682,6 +682,7 @@ wait $pid
 code=$?
 check "SIGTERM keeps the rows that are there" eval 'code_is 143 && [ "$(tail -n 1 "$work/out")" = "]" ] && [ "$(wc -l <"$work/part.jsonl")" = 1 ]'
 misuses "recall without a model" "-m MODEL is missing" recall --task passkey
+misuses "recall with a seed that JSON does not hold" "--seed is 9223372036854775808, expected at most 9223372036854775807" recall -m "$chat" --task passkey --seed 9223372036854775808
 misuses "recall without a task" "--task TASK is missing" recall -m "$chat"
 misuses "recall names an unknown flag" "unknown flag --loud" recall -m "$chat" --loud
 misuses "an unknown task lists them" \

@@ -217,6 +217,20 @@ class Joins(Case):
         points = self.points((one, two))
         self.assertEqual([points[n]["tg_ts"] for n in "ab"], ["3", "4"])
 
+    def test_pipes_are_read_once(self):
+        """Either format, from a named pipe; blank lines before an array count in what is wrong with it."""
+        a, b = model("a"), model("b")
+        for name, rows in (("one.json", [recall(a, 1), bench(a, 3.0)]), ("two.jsonl", [bench(b, 4.0), recall(b, 2)])):
+            path, pipe = self.write(rows, name), os.path.join(self.folder, "pipe")
+            os.mkfifo(pipe)
+            feeding = subprocess.Popen(["cp", path, pipe])
+            self.assertEqual(len(self.points((pipe,))), 1)
+            feeding.wait()
+            os.unlink(pipe)
+        with open(path, "w") as f:
+            f.write("\n\n[\n}")
+        self.refused("line 4: not JSON", (path,))
+
     def test_cell(self):
         a, b = model("a"), model("b")
         rows = [recall(a, 500), recall(b, 600)]

@@ -65,7 +65,8 @@ class Keys(unittest.TestCase):
 
     def test_files(self):
         for text, wanted in (("", "found none"), ("# only\n\n", "found none"), ("k" * 600 + "\n", "longer"),
-                             ("key # mine\n", "a line of its own"), (None, "No such file")):
+                             ("key # mine\n", "a line of its own"),
+                             ("# a long comment" + "x" * 1100 + " end\n", "found none"), (" " * 1100 + "\n", "longer"), (None, "No such file")):
             with tempfile.TemporaryDirectory() as folder:
                 path = os.path.join(folder, "keys")
                 if text is not None:
