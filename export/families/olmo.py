@@ -4,7 +4,7 @@ No architecture of llama.cpp's: `linnet` (docs/format.md)."""
 import numpy as np
 
 from ..errors import ExportError
-from .base import COMMON_IGNORABLE, Config, Out, Plan, choose_prefix, refuse_foreign_options, rope
+from .base import COMMON_IGNORABLE, Out, Plan, choose_prefix, refuse_foreign_options, rope
 from .llama import embedding
 from .qwen_hybrid import minus_exp
 
