@@ -279,6 +279,31 @@ class Text(Folder):
         self.assertEqual(s.numbers(3, 2), once[6:8])
 
 
+class Sampling(unittest.TestCase):
+    """Servers that are stand-ins, and files that sample did not write."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def program(self, body):
+        path = self.folder / "program"
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o700)
+        return str(path)
+
+    def test_a_port_that_comes_in_pieces(self):
+        program = self.program("printf 'at http://127.0.0.1:4' >&2; sleep 0.3; echo 321/ >&2; exec sleep 60")
+        with serving(program, "x.gguf", 1, 1) as url:
+            self.assertEqual(url, "http://127.0.0.1:4321")
+
+    def test_a_server_that_ends(self):
+        for body, said in (("exit 0", "ended without a word"), ("echo; echo no model >&2", "^no model$")):
+            with self.assertRaisesRegex(TrainError, said), serving(self.program(body), "x.gguf", 1, 1):
+                pass
+
+
 class Configs(unittest.TestCase):
     def test_all_are_valid(self):
         paths = sorted(str(p) for p in (ROOT / "train/configs").glob("linearize-*.yaml"))

@@ -32,11 +32,13 @@ def serving(program, model, at_once, threads):
         except OSError as e:
             raise TrainError(f"{program}: {e.strerror}")
         try:
-            while not (url := re.search(r"http://[^\s/]+:\d+", said())):
+            # Its line comes a piece at a time: the port is whole once the slash is there.
+            while not (url := re.search(r"(http://[^\s/]+:\d+)/", said())):
                 if server.poll() is not None:
-                    raise TrainError(said().strip().splitlines()[-1])
+                    last = said().strip().splitlines()[-1:]
+                    raise TrainError(last[0] if last else "linnet serve ended without a word")
                 time.sleep(0.02)
-            yield url[0]
+            yield url[1]
         finally:
             server.terminate()
             server.wait()
