@@ -303,6 +303,15 @@ class Sampling(unittest.TestCase):
             with self.assertRaisesRegex(TrainError, said), serving(self.program(body), "x.gguf", 1, 1):
                 pass
 
+    def test_leaves_files_of_others_alone(self):
+        out = self.folder / "out.jsonl"
+        for content in (b"A book.\n", b"A line without an end", b'{"pairs": []}\n', b"[1]\n", b'{"number": []}\n',
+                        b"\xff\n"):
+            out.write_bytes(content)
+            with self.assertRaisesRegex(TrainError, "out.jsonl is not a file that sample wrote"):
+                sample(None, str(out), range(1), 1)
+            self.assertEqual(out.read_bytes(), content)
+
 
 class Configs(unittest.TestCase):
     def test_all_are_valid(self):
