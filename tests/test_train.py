@@ -313,6 +313,28 @@ class Training(unittest.TestCase):
         self.assertEqual(set(collect.finished(out)), set(MODELS))
 
 
+class Programs(unittest.TestCase):
+    """What they cannot do is one sentence, and a status of 1."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def refused(self, sentence, *args, python=sys.executable):
+        done = subprocess.run([python, "-m", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
+        self.assertIn(sentence, done.stderr)
+
+    def test_a_queue_without_workers(self):
+        configs, runs = ROOT / "train" / "configs", self.folder / "runs"
+        for jobs in ("0", "-2"):
+            self.refused(f"train.queue: --jobs is {jobs}, expected at least 1", "train.queue",
+                         configs / "mqar-softmax-d32.yaml", "-o", runs, "--jobs", jobs)
+        self.refused("train.linearize: --jobs is 0, expected at least 1", "train.linearize", "queue",
+                     configs / "linearize-sinks.yaml", "--base", "x", "--data", "x", "-o", runs, "--jobs", "0")
+
+
 class Text(unittest.TestCase):
     def test_what_is_held_out_is_not_learned(self):
         """No line of the last twentieth, and none of the last profiles, in any document to train on."""

@@ -31,6 +31,8 @@ def say(text):
 
 def work(jobs, most, log):
     """A failed job is reported and left; what depends on it runs all the same."""
+    if most < 1:
+        raise TrainError(f"--jobs is {most}, expected at least 1")
     environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     running, ended, failed = {}, set(), []
     waiting = list(jobs)
