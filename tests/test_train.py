@@ -334,6 +334,17 @@ class Programs(unittest.TestCase):
         self.refused("train.linearize: --jobs is 0, expected at least 1", "train.linearize", "queue",
                      configs / "linearize-sinks.yaml", "--base", "x", "--data", "x", "-o", runs, "--jobs", "0")
 
+    def test_folders_that_cannot_be_made(self):
+        file = self.folder / "file"
+        file.touch()
+        out, config = file / "runs", ROOT / "train" / "configs" / "mqar-softmax-d32.yaml"
+        self.refused(f"train.queue: {out}: Not a directory", "train.queue", config, "-o", out)
+        if PYTHON:
+            self.refused(f"train: {file}", "train", config, "--lr", "1", "-o", out, python=PYTHON)
+        if PYTHON and not run("-c", "import sentencepiece").returncode:
+            self.refused(f"train.text: {out}: Not a directory", "train.text", *(ROOT / "docs").glob("*.md"), "-o", out,
+                         python=PYTHON)
+
 
 class Text(unittest.TestCase):
     def test_what_is_held_out_is_not_learned(self):

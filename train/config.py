@@ -9,6 +9,11 @@ class TrainError(Exception):
     """One sentence for the user."""
 
 
+def reason(error):
+    """An OSError as a sentence; a full disk's has no file."""
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+
+
 REQUIRED = {"name": str, "seed": int, "steps": int, "batch_tokens": int, "lr": list,
             "weight_decay": float, "warmup": int, "model": dict, "task": dict}
 OPTIONAL = {"clip": float, "log_every": int, "evaluate_every": int, "checkpoint_every": int,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from .config import TrainError, load
+from .config import TrainError, load, reason
 
 
 def jobs_of(paths, more):
@@ -84,6 +84,8 @@ def main():
             failed = work(jobs, args.jobs, log)
     except TrainError as e:
         sys.exit(f"train.queue: {e}")
+    except OSError as e:
+        sys.exit(f"train.queue: {reason(e)}")
     sys.exit(f"train.queue: {len(failed)} failed: {', '.join(failed)}" if failed else None)
 
 
