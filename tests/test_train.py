@@ -399,6 +399,17 @@ class Configs(unittest.TestCase):
                 with self.assertRaisesRegex(TrainError, re.escape(part)):
                     load(f.name)
 
+    def test_files_that_are_no_config(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content, part in (("bytes", b"name: \xe9\n", "bytes.yaml: byte 6 is not UTF-8"),
+                                        ("own", b"base: own.yaml", "own.yaml is its own base"),
+                                        ("a", b"base: b.yaml", "a.yaml is its own base"),
+                                        ("number", b"base: 7", "base is 7, expected the name of a file")):
+                Path(folder, name + ".yaml").write_bytes(content)
+                Path(folder, "b.yaml").write_bytes(b"base: a.yaml")
+                with self.assertRaisesRegex(TrainError, re.escape(part)):
+                    load(os.path.join(folder, name + ".yaml"))
+
     def test_state_bytes_are_zoologys(self):
         """As zoology's state_size methods count, in float32."""
         def of(dim, **o):
