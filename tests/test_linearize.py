@@ -270,6 +270,12 @@ class Text(Folder):
         parts = [["".join(CHARACTERS[i] for i in ids.flatten() if i < 256)] for ids in (train, held)]
         self.assertIn("Line\u0120880\u0120of", parts[1][0])
         self.assertNotIn("Line\u0120880\u0120of", parts[0][0])
+        for length, separator, fails in ((1, 0, "--length is 1"), (0, 0, "--length is 0"), (64, -1, "--separator is -1"),
+                                         (64, V, f"--separator is {V}, expected .* 0 to {V - 1}$")):
+            with self.assertRaisesRegex(TrainError, fails):
+                data.prepare(LINNET, model, [book], self.path("wrong"), length, separator, 1)
+        with self.assertRaisesRegex(TrainError, "has no vocabulary"):
+            data.prepare(LINNET, os.path.join(ROOT, "models", "mqar-softmax-d64.gguf"), [book], self.path("wrong"), 64, 0, 1)
         s = data.Sequences(self.path("packed"), 1)
         n = len(train)
         once = [s.numbers(i, 1)[0] for i in range(2 * n)]
