@@ -336,6 +336,9 @@ class Configs(unittest.TestCase):
                             (text.replace("name: x", ""), "has no name"),
                             (text + "transfer_from: y", "either transfer or transfer_from"),
                             (text.replace("steps: 8, ", ""), "transfer has no steps"),
+                            (text.replace("{maps: 0.02, factors: 0.02}", "{maps: 0.02}"), "transfer: lr has no factors"),
+                            (text.replace(", lora: 0.01", ""), "distill: lr has no lora"),
+                            (text.replace("{maps: 0.01, ", "{"), "distill: lr has no maps"),
                             (text.replace("n_sink: 2", "softmax_layers: {most: 2}"), "most_sensitive")):
             with tempfile.NamedTemporaryFile("w", suffix=".yaml") as f:
                 f.write(wrong)
