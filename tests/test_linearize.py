@@ -205,6 +205,7 @@ class Stages(Folder):
         self.linearize("transfer", config, "--base", self.folder, "--data", self.data, fails="config.json is missing")
         self.linearize("transfer", config, "--base", self.base, "--data", self.base, fails="no prepared text")
         self.linearize("delta", self.folder, "-o", self.path("x"), fails="not a run")
+        self.linearize("transfer", config, *self.where, "--device", "foo", fails="--device is foo: PyTorch finds no")
         with open(self.path("base", "config.json"), "w") as f:
             json.dump({**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 2}}, f)
         self.linearize("transfer", config, *self.where, fails="scaled rotary positions")

@@ -334,6 +334,14 @@ class Programs(unittest.TestCase):
         self.refused("train.linearize: --jobs is 0, expected at least 1", "train.linearize", "queue",
                      configs / "linearize-sinks.yaml", "--base", "x", "--data", "x", "-o", runs, "--jobs", "0")
 
+    @unittest.skipUnless(PYTHON, "no PyTorch")
+    def test_a_device_that_is_not_there(self):
+        config, runs = ROOT / "train" / "configs" / "mqar-softmax-d32.yaml", self.folder / "runs"
+        for device in ("foo", "", "cuda:99", "meta"):
+            self.refused(f"train: --device is {device}: PyTorch finds no such device", "train", config, "-o", runs,
+                         "--device", device, python=PYTHON)
+        self.assertFalse(runs.exists())
+
     def test_folders_that_cannot_be_made(self):
         file = self.folder / "file"
         file.touch()
