@@ -177,12 +177,12 @@ class Stages(Folder):
             with self.subTest(name):
                 self.linearize("check", os.path.join(runs, name), *self.where, "--linnet", LINNET,
                                "--limit", "1e-4")
-        self.linearize("delta", os.path.join(runs, "b", "distill"), "-o", self.path("b.pt"))
-        card = json.loads(Path(self.path("b.json")).read_text())
+        self.linearize("delta", os.path.join(runs, "b", "distill"), "-o", self.path("new", "b.pt"))
+        card = json.loads(Path(self.path("new", "b.json")).read_text())
         self.assertEqual((card["softmax layers"], card["transfer"]["run"], card["distill"]["run"]), ([first], "a", "b"))
         self.assertEqual([r["stage"] for r in card["curve"] if r["step"] == 0], ["transfer", "distill"])
-        gguf = self.export(self.base, self.path("b.gguf"), "--lolcats", self.path("b.pt"),
-                           "--lolcats-config", self.path("b.yaml"))
+        gguf = self.export(self.base, self.path("b.gguf"), "--lolcats", self.path("new", "b.pt"),
+                           "--lolcats-config", self.path("new", "b.yaml"))
         mixers = GGUFReader(gguf).fields["linnet.mixers"].contents()
         self.assertEqual([i for i, m in enumerate(mixers) if m == "softmax"], [first])
         self.linearize("check", os.path.join(runs, "a/transfer"), *self.where, "--linnet", LINNET, "--limit", "0",
@@ -195,9 +195,10 @@ class Stages(Folder):
         gguf = self.export(self.base, self.path("w.gguf"), "--lolcats-config", self.path("w.yaml"))
         done = subprocess.run([LINNET, "info", gguf], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.linearize("untrained", self.config("u"), "--base", self.base, "-o", self.path("u"))
-        self.export(self.base, self.path("u.gguf"), "--lolcats", self.path("u.pt"), "--lolcats-config",
-                    self.path("u.yaml"))
+        self.linearize("untrained", self.config("u"), "--base", self.base, "-o", self.path("new", "u.pt"))
+        self.assertEqual(sorted(os.listdir(self.path("new"))), ["u.pt", "u.yaml"])
+        self.export(self.base, self.path("u.gguf"), "--lolcats", self.path("new", "u.pt"), "--lolcats-config",
+                    self.path("new", "u.yaml"))
 
     def test_refusals(self):
         config = self.config("a")
