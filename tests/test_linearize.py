@@ -8,6 +8,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from gguf import GGUFReader
@@ -16,7 +17,7 @@ from tests import test_export as common
 from tests.test_train import LINNET, PYTHON, ROOT, run
 
 from train.config import TrainError
-from train.linearize import base, data, jobs, settings
+from train.linearize import base, curves, data, jobs, settings
 from train.linearize.sample import Sampler, sample, serving
 
 D, H, KV, LAYERS, LENGTH = 32, 4, 2, 3, 48
@@ -228,6 +229,12 @@ class Text(Folder):
                 self.assertEqual(a.fields[key].contents(), b.fields[key].contents(), key)
         with self.assertRaisesRegex(TrainError, "cannot be read as GGUF"):
             base.write(self.path("base", "config.json"), self.path("x"))
+        with self.assertRaisesRegex(TrainError, "has no vocabulary"):
+            base.write(os.path.join(ROOT, "tests", "data", "models", "llama_q4_0.gguf"), self.path("x"))
+        for package in ("gguf", "safetensors.numpy"):
+            with mock.patch.dict(sys.modules, {package: None}), \
+                    self.assertRaisesRegex(TrainError, f"a.gguf: reading it needs the Python package {package}"):
+                base.write(first, self.path("x"))
 
     def test_models_of_train_are_bases_too(self):
         """What train.collect wrote, with SentencePiece pieces: the same numbers in another architecture."""
@@ -285,6 +292,15 @@ class Text(Folder):
         self.assertEqual(sorted(once[n:]), list(range(n)))
         self.assertNotEqual(once[:n], once[n:])
         self.assertEqual(s.numbers(3, 2), once[6:8])
+
+
+class Curves(unittest.TestCase):
+    def test_other_rows(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for row in ('{"step": 5, "loss": 4.5, "accuracy": 0.1}', "[1]", "3"):
+                Path(folder, "curve.jsonl").write_text(row + "\n")
+                with self.assertRaisesRegex(TrainError, "curve.jsonl: expected rows with tokens"):
+                    curves.draw([folder])
 
 
 class Sampling(unittest.TestCase):
