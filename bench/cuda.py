@@ -59,7 +59,10 @@ def die(sentence):
 
 
 def run(command):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    try:
+        done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    except OSError as e:
+        die(f"{command[0]}: {e.strerror}")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it gave no reason"]
         die(f"{pathlib.Path(command[0]).name} failed: {lines[-1]}")

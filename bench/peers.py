@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 BATCH_PROMPT, BATCH_STEPS = 128, 64
 NOT_LOADED = ("failed to load model", "unable to load model")
 

@@ -40,8 +40,11 @@ TEXTS = {
 
 
 def linnet(args, *command, text=None):
-    r = subprocess.run([args.linnet, *command, "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                       input=text)
+    try:
+        r = subprocess.run([args.linnet, *command, "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           input=text)
+    except OSError as e:
+        sys.exit(f"quality.py: {args.linnet}: {e.strerror}")
     if r.returncode:
         sys.exit(f"quality.py: linnet {command[0]}: {r.stderr.decode(errors='replace').strip()}")
     return r.stdout.decode()

@@ -195,11 +195,22 @@ def scenario(args, name, kind, model, folder):
         server.stop()
 
 
+def read_rows(path):
+    rows = []
+    with open(path, "rb") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                r = json.loads(line)
+                rows.append({k: r[k] for k in ("model", "who", "round", "scenario", "turn", "prompt", "computed", "ttft")})
+            except (ValueError, KeyError, TypeError):
+                raise TurnsError(f"{path}: line {number} is no row of turns.py")
+    return rows
+
+
 def measure(args):
     done = set()
     if os.path.exists(args.out):
-        with open(args.out) as f:
-            done = {(r["model"], r["scenario"], r["who"], r["round"]) for r in map(json.loads, f)}
+        done = {(r["model"], r["scenario"], r["who"], r["round"]) for r in read_rows(args.out)}
     whos = ["linnet"] + (["llama"] if args.llama_server else [])
     for number in range(args.rounds):
         for model in args.model:
@@ -296,8 +307,7 @@ def main():
             with open(os.path.join(HERE, "..", "data", "haystack.txt")) as f:
                 args.book = f.read()
             measure(args)
-        with open(args.table or args.out) as f:
-            print(table([json.loads(line) for line in f]))
+        print(table(read_rows(args.table or args.out)))
     except (TurnsError, OSError) as e:
         sys.exit(f"turns.py: {e}")
 

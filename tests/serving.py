@@ -22,7 +22,7 @@ class Serving:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.file,
             env={**os.environ, **(environment or {})})
         end = time.time() + 60
-        while not (told := re.search(r"http://[^\s/]+:(\d+)", self.log())):
+        while not (told := re.search(r"http://[^\s/]+:(\d+)/", self.log())):
             if self.process.poll() is not None or time.time() > end:
                 self.stop(signal.SIGKILL)
                 raise RuntimeError(f"linnet serve does not tell its port:\n{self.log()}")

@@ -201,6 +201,36 @@ class Run(unittest.TestCase):
         self.assertIn("line 1 is no measurement", self.run_it("--tests", "tg1")[0].stderr)
 
 
+class Refusals(unittest.TestCase):
+    """One sentence, and a status of 1."""
+
+    def refused(self, sentence, program, *args):
+        r = subprocess.run([sys.executable, os.path.join(ROOT, "bench", program), *args], capture_output=True, text=True)
+        self.assertEqual((r.returncode, r.stderr), (1, sentence + "\n"))
+
+    def test_a_program_that_is_not_there(self):
+        self.refused("quality.py: /none/linnet: No such file or directory", "quality.py", "a.gguf", "a.txt", "--linnet",
+                     "/none/linnet")
+        import cuda
+        with self.assertRaisesRegex(SystemExit, "^cuda.py: /none/linnet: No such file or directory$"):
+            cuda.run(["/none/linnet", "bench"])
+
+    def test_a_table_of_another_file(self):
+        text = os.path.join(ROOT, "README.md")
+        self.refused(f"turns.py: {text}: line 1 is no row of turns.py", "turns.py", "--table", text)
+        row = {"model": "a.gguf", "who": "linnet", "round": 0, "scenario": "back", "turn": 2, "prompt": 90, "computed": 9,
+               "ttft": 0.5}
+        with tempfile.NamedTemporaryFile("w") as f:
+            f.write(json.dumps(row) + "\n" + json.dumps({**row, "ttft": 0.7}) + "\n")
+            f.flush()
+            r = subprocess.run([sys.executable, os.path.join(ROOT, "bench", "turns.py"), "--table", f.name],
+                               capture_output=True, text=True)
+            self.assertIn("| back | 9 of 90, 600 ms | - | - |", r.stdout)
+            f.write("[1]\n")
+            f.flush()
+            self.refused(f"turns.py: {f.name}: line 3 is no row of turns.py", "turns.py", "--table", f.name)
+
+
 class Quality(unittest.TestCase):
     def test_table_and_bounds(self):
         import numpy as np

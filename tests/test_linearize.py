@@ -8,6 +8,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from gguf import GGUFReader
@@ -16,7 +17,7 @@ from tests import test_export as common
 from tests.test_train import LINNET, PYTHON, ROOT, run
 
 from train.config import TrainError
-from train.linearize import base, data, jobs, settings
+from train.linearize import base, curves, data, jobs, settings
 from train.linearize.sample import Sampler, sample, serving
 
 D, H, KV, LAYERS, LENGTH = 32, 4, 2, 3, 48
@@ -177,12 +178,12 @@ class Stages(Folder):
             with self.subTest(name):
                 self.linearize("check", os.path.join(runs, name), *self.where, "--linnet", LINNET,
                                "--limit", "1e-4")
-        self.linearize("delta", os.path.join(runs, "b", "distill"), "-o", self.path("b.pt"))
-        card = json.loads(Path(self.path("b.json")).read_text())
+        self.linearize("delta", os.path.join(runs, "b", "distill"), "-o", self.path("new", "b.pt"))
+        card = json.loads(Path(self.path("new", "b.json")).read_text())
         self.assertEqual((card["softmax layers"], card["transfer"]["run"], card["distill"]["run"]), ([first], "a", "b"))
         self.assertEqual([r["stage"] for r in card["curve"] if r["step"] == 0], ["transfer", "distill"])
-        gguf = self.export(self.base, self.path("b.gguf"), "--lolcats", self.path("b.pt"),
-                           "--lolcats-config", self.path("b.yaml"))
+        gguf = self.export(self.base, self.path("b.gguf"), "--lolcats", self.path("new", "b.pt"),
+                           "--lolcats-config", self.path("new", "b.yaml"))
         mixers = GGUFReader(gguf).fields["linnet.mixers"].contents()
         self.assertEqual([i for i, m in enumerate(mixers) if m == "softmax"], [first])
         self.linearize("check", os.path.join(runs, "a/transfer"), *self.where, "--linnet", LINNET, "--limit", "0",
@@ -195,9 +196,10 @@ class Stages(Folder):
         gguf = self.export(self.base, self.path("w.gguf"), "--lolcats-config", self.path("w.yaml"))
         done = subprocess.run([LINNET, "info", gguf], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.linearize("untrained", self.config("u"), "--base", self.base, "-o", self.path("u"))
-        self.export(self.base, self.path("u.gguf"), "--lolcats", self.path("u.pt"), "--lolcats-config",
-                    self.path("u.yaml"))
+        self.linearize("untrained", self.config("u"), "--base", self.base, "-o", self.path("new", "u.pt"))
+        self.assertEqual(sorted(os.listdir(self.path("new"))), ["u.pt", "u.yaml"])
+        self.export(self.base, self.path("u.gguf"), "--lolcats", self.path("new", "u.pt"), "--lolcats-config",
+                    self.path("new", "u.yaml"))
 
     def test_refusals(self):
         config = self.config("a")
@@ -205,6 +207,7 @@ class Stages(Folder):
         self.linearize("transfer", config, "--base", self.folder, "--data", self.data, fails="config.json is missing")
         self.linearize("transfer", config, "--base", self.base, "--data", self.base, fails="no prepared text")
         self.linearize("delta", self.folder, "-o", self.path("x"), fails="not a run")
+        self.linearize("transfer", config, *self.where, "--device", "foo", fails="--device is foo: PyTorch finds no")
         with open(self.path("base", "config.json"), "w") as f:
             json.dump({**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 2}}, f)
         self.linearize("transfer", config, *self.where, fails="scaled rotary positions")
@@ -226,6 +229,12 @@ class Text(Folder):
                 self.assertEqual(a.fields[key].contents(), b.fields[key].contents(), key)
         with self.assertRaisesRegex(TrainError, "cannot be read as GGUF"):
             base.write(self.path("base", "config.json"), self.path("x"))
+        with self.assertRaisesRegex(TrainError, "has no vocabulary"):
+            base.write(os.path.join(ROOT, "tests", "data", "models", "llama_q4_0.gguf"), self.path("x"))
+        for package in ("gguf", "safetensors.numpy"):
+            with mock.patch.dict(sys.modules, {package: None}), \
+                    self.assertRaisesRegex(TrainError, f"a.gguf: reading it needs the Python package {package}"):
+                base.write(first, self.path("x"))
 
     def test_models_of_train_are_bases_too(self):
         """What train.collect wrote, with SentencePiece pieces: the same numbers in another architecture."""
@@ -270,6 +279,12 @@ class Text(Folder):
         parts = [["".join(CHARACTERS[i] for i in ids.flatten() if i < 256)] for ids in (train, held)]
         self.assertIn("Line\u0120880\u0120of", parts[1][0])
         self.assertNotIn("Line\u0120880\u0120of", parts[0][0])
+        for length, separator, fails in ((1, 0, "--length is 1"), (0, 0, "--length is 0"), (64, -1, "--separator is -1"),
+                                         (64, V, f"--separator is {V}, expected .* 0 to {V - 1}$")):
+            with self.assertRaisesRegex(TrainError, fails):
+                data.prepare(LINNET, model, [book], self.path("wrong"), length, separator, 1)
+        with self.assertRaisesRegex(TrainError, "has no vocabulary"):
+            data.prepare(LINNET, os.path.join(ROOT, "models", "mqar-softmax-d64.gguf"), [book], self.path("wrong"), 64, 0, 1)
         s = data.Sequences(self.path("packed"), 1)
         n = len(train)
         once = [s.numbers(i, 1)[0] for i in range(2 * n)]
@@ -277,6 +292,49 @@ class Text(Folder):
         self.assertEqual(sorted(once[n:]), list(range(n)))
         self.assertNotEqual(once[:n], once[n:])
         self.assertEqual(s.numbers(3, 2), once[6:8])
+
+
+class Curves(unittest.TestCase):
+    def test_other_rows(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for row in ('{"step": 5, "loss": 4.5, "accuracy": 0.1}', "[1]", "3"):
+                Path(folder, "curve.jsonl").write_text(row + "\n")
+                with self.assertRaisesRegex(TrainError, "curve.jsonl: expected rows with tokens"):
+                    curves.draw([folder])
+
+
+class Sampling(unittest.TestCase):
+    """Servers that are stand-ins, and files that sample did not write."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def program(self, body):
+        path = self.folder / "program"
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o700)
+        return str(path)
+
+    def test_a_port_that_comes_in_pieces(self):
+        program = self.program("printf 'at http://127.0.0.1:4' >&2; sleep 0.3; echo 321/ >&2; exec sleep 60")
+        with serving(program, "x.gguf", 1, 1) as url:
+            self.assertEqual(url, "http://127.0.0.1:4321")
+
+    def test_a_server_that_ends(self):
+        for body, said in (("exit 0", "ended without a word"), ("echo; echo no model >&2", "^no model$")):
+            with self.assertRaisesRegex(TrainError, said), serving(self.program(body), "x.gguf", 1, 1):
+                pass
+
+    def test_leaves_files_of_others_alone(self):
+        out = self.folder / "out.jsonl"
+        for content in (b"A book.\n", b"A line without an end", b'{"pairs": []}\n', b"[1]\n", b'{"number": []}\n',
+                        b"\xff\n"):
+            out.write_bytes(content)
+            with self.assertRaisesRegex(TrainError, "out.jsonl is not a file that sample wrote"):
+                sample(None, str(out), range(1), 1)
+            self.assertEqual(out.read_bytes(), content)
 
 
 class Configs(unittest.TestCase):
@@ -296,6 +354,9 @@ class Configs(unittest.TestCase):
                             (text.replace("name: x", ""), "has no name"),
                             (text + "transfer_from: y", "either transfer or transfer_from"),
                             (text.replace("steps: 8, ", ""), "transfer has no steps"),
+                            (text.replace("{maps: 0.02, factors: 0.02}", "{maps: 0.02}"), "transfer: lr has no factors"),
+                            (text.replace(", lora: 0.01", ""), "distill: lr has no lora"),
+                            (text.replace("{maps: 0.01, ", "{"), "distill: lr has no maps"),
                             (text.replace("n_sink: 2", "softmax_layers: {most: 2}"), "most_sensitive")):
             with tempfile.NamedTemporaryFile("w", suffix=".yaml") as f:
                 f.write(wrong)

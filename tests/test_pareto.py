@@ -2,7 +2,6 @@
 
 Rows are made up here in the shape of `linnet recall` and `linnet bench`; the frontier, the means and
 their intervals are computed again from their definitions."""
-import copy
 import csv
 import html.parser
 import io

@@ -2,12 +2,10 @@
 texts (tests/clients/scripted.py), softmax and DeltaNet."""
 import http.client
 import json
-import math
 import os
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 import unittest
 

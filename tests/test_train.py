@@ -313,6 +313,47 @@ class Training(unittest.TestCase):
         self.assertEqual(set(collect.finished(out)), set(MODELS))
 
 
+class Programs(unittest.TestCase):
+    """What they cannot do is one sentence, and a status of 1."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def refused(self, sentence, *args, python=sys.executable):
+        done = subprocess.run([python, "-m", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
+        self.assertIn(sentence, done.stderr)
+
+    def test_a_queue_without_workers(self):
+        configs, runs = ROOT / "train" / "configs", self.folder / "runs"
+        for jobs in ("0", "-2"):
+            self.refused(f"train.queue: --jobs is {jobs}, expected at least 1", "train.queue",
+                         configs / "mqar-softmax-d32.yaml", "-o", runs, "--jobs", jobs)
+        self.refused("train.linearize: --jobs is 0, expected at least 1", "train.linearize", "queue",
+                     configs / "linearize-sinks.yaml", "--base", "x", "--data", "x", "-o", runs, "--jobs", "0")
+
+    @unittest.skipUnless(PYTHON, "no PyTorch")
+    def test_a_device_that_is_not_there(self):
+        config, runs = ROOT / "train" / "configs" / "mqar-softmax-d32.yaml", self.folder / "runs"
+        for device in ("foo", "", "cuda:99", "meta"):
+            self.refused(f"train: --device is {device}: PyTorch finds no such device", "train", config, "-o", runs,
+                         "--device", device, python=PYTHON)
+        self.assertFalse(runs.exists())
+
+    def test_folders_that_cannot_be_made(self):
+        file = self.folder / "file"
+        file.touch()
+        out, config = file / "runs", ROOT / "train" / "configs" / "mqar-softmax-d32.yaml"
+        self.refused(f"train.queue: {out}: Not a directory", "train.queue", config, "-o", out)
+        if PYTHON:
+            self.refused(f"train: {file}", "train", config, "--lr", "1", "-o", out, python=PYTHON)
+        if PYTHON and not run("-c", "import sentencepiece").returncode:
+            self.refused(f"train.text: {out}: Not a directory", "train.text", *(ROOT / "docs").glob("*.md"), "-o", out,
+                         python=PYTHON)
+
+
 class Text(unittest.TestCase):
     def test_what_is_held_out_is_not_learned(self):
         """No line of the last twentieth, and none of the last profiles, in any document to train on."""
@@ -365,6 +406,17 @@ class Configs(unittest.TestCase):
                 f.flush()
                 with self.assertRaisesRegex(TrainError, re.escape(part)):
                     load(f.name)
+
+    def test_files_that_are_no_config(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content, part in (("bytes", b"name: \xe9\n", "bytes.yaml: byte 6 is not UTF-8"),
+                                        ("own", b"base: own.yaml", "own.yaml is its own base"),
+                                        ("a", b"base: b.yaml", "a.yaml is its own base"),
+                                        ("number", b"base: 7", "base is 7, expected the name of a file")):
+                Path(folder, name + ".yaml").write_bytes(content)
+                Path(folder, "b.yaml").write_bytes(b"base: a.yaml")
+                with self.assertRaisesRegex(TrainError, re.escape(part)):
+                    load(os.path.join(folder, name + ".yaml"))
 
     def test_state_bytes_are_zoologys(self):
         """As zoology's state_size methods count, in float32."""

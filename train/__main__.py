@@ -3,7 +3,7 @@ import argparse
 import os
 import sys
 
-from .config import TrainError, load
+from .config import TrainError, load, reason
 
 
 def main():
@@ -35,6 +35,8 @@ def main():
             test(config, args.out)
     except TrainError as e:
         sys.exit(f"train: {e}")
+    except OSError as e:
+        sys.exit(f"train: {reason(e)}")
     except KeyboardInterrupt:
         sys.exit("train: stopped; the same command goes on from the last checkpoint")
 

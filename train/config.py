@@ -9,6 +9,11 @@ class TrainError(Exception):
     """One sentence for the user."""
 
 
+def reason(error):
+    """An OSError as a sentence; a full disk's has no file."""
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+
+
 REQUIRED = {"name": str, "seed": int, "steps": int, "batch_tokens": int, "lr": list,
             "weight_decay": float, "warmup": int, "model": dict, "task": dict}
 OPTIONAL = {"clip": float, "log_every": int, "evaluate_every": int, "checkpoint_every": int,
@@ -24,19 +29,27 @@ def merge(base, top):
     return out
 
 
-def read(path):
+def read(path, above=()):
+    """`above`: the files that named this one as their base"""
+    if os.path.realpath(path) in above:
+        raise TrainError(f"{path} is its own base, by way of the files that it names")
     try:
-        with open(path) as f:
+        with open(path, encoding="utf-8") as f:
             values = yaml.safe_load(f)
     except OSError as e:
         raise TrainError(f"{path}: {e.strerror}")
+    except UnicodeDecodeError as e:
+        raise TrainError(f"{path}: byte {e.start} is not UTF-8")
     except yaml.YAMLError as e:
         raise TrainError(f"{path}: not YAML: {' '.join(str(e).split())}")
     if not isinstance(values, dict):
         raise TrainError(f"{path}: expected keys and values")
     base = values.pop("base", None)
     if base is not None:
-        values = merge(read(os.path.join(os.path.dirname(path), base)), values)
+        if not isinstance(base, str):
+            raise TrainError(f"{path}: base is {base!r:.60}, expected the name of a file")
+        below = os.path.join(os.path.dirname(path), base)
+        values = merge(read(below, (*above, os.path.realpath(path))), values)
     return values
 
 

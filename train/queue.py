@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from .config import TrainError, load
+from .config import TrainError, load, reason
 
 
 def jobs_of(paths, more):
@@ -31,6 +31,8 @@ def say(text):
 
 def work(jobs, most, log):
     """A failed job is reported and left; what depends on it runs all the same."""
+    if most < 1:
+        raise TrainError(f"--jobs is {most}, expected at least 1")
     environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     running, ended, failed = {}, set(), []
     waiting = list(jobs)
@@ -82,6 +84,8 @@ def main():
             failed = work(jobs, args.jobs, log)
     except TrainError as e:
         sys.exit(f"train.queue: {e}")
+    except OSError as e:
+        sys.exit(f"train.queue: {reason(e)}")
     sys.exit(f"train.queue: {len(failed)} failed: {', '.join(failed)}" if failed else None)
 
 

@@ -15,6 +15,18 @@ from .model import Model, is_matrix
 from .tasks import make_task
 
 
+def device_of(name):
+    """What --device names, if it is here: PyTorch itself says so in three ways, and late."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    found = device and {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
+    if not found or (device.index or 0) >= found:
+        raise TrainError(f"--device is {name}: PyTorch finds no such device here, expected cpu or cuda")
+    return device
+
+
 def run_folder(out, config, lr):
     return os.path.join(out, config["name"], f"lr-{lr:g}")
 
@@ -51,7 +63,7 @@ def learning_rate(config, lr, step):
 
 def train(config, lr, out, until=None, device="cpu", say=print):
     """Runs or goes on up to step `until` (default: the end). -> the run's folder"""
-    folder = run_folder(out, config, lr)
+    device, folder = device_of(device), run_folder(out, config, lr)
     os.makedirs(folder, exist_ok=True)
     if os.path.exists(os.path.join(folder, "result.json")):
         return folder

@@ -17,7 +17,7 @@ import sys
 import numpy as np
 
 from . import mqar
-from .config import TrainError, read_json, write_json
+from .config import TrainError, read_json, reason, write_json
 
 CHUNK = 6000  # characters of a book that make a document
 GRASS = ("The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.",
@@ -291,6 +291,8 @@ def main():
         info = prepare(args.file, args.out, args.vocab, args.recall, args.seed)
     except TrainError as e:
         sys.exit(f"train.text: {e}")
+    except OSError as e:
+        sys.exit(f"train.text: {reason(e)}")
     print(json.dumps(info, indent=1))
 
 

@@ -2,7 +2,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 
@@ -220,19 +219,24 @@ def llama3_factors(params, theta, head_dim, factor, original):
     return (1.0 / (blend + (1.0 - blend) / factor)).astype(np.float32)
 
 
+def given_layer_types(config, types, n_layers, other):
+    """layer_types as the file has them. Per layer: is it `other` than full_attention?"""
+    if not isinstance(types, list) or len(types) != n_layers:
+        raise ExportError(f"{config.path}: layer_types is not a list of {n_layers} entries")
+    for t in types:
+        if t not in ("full_attention", other):
+            raise ExportError(f"{config.path}: layer type {t!r:.60} is not supported, expected "
+                              f"full_attention or {other}")
+    return [t == other for t in types]
+
+
 def windows(config, n_layers):
     """Per layer the window in tokens, 0 = whole context; from layer_types where the file has them,
     else use_sliding_window and max_window_layers (Qwen)."""
     window = config.int("sliding_window", default=None)
     types = config.values.get("layer_types")
     if types is not None:
-        if not isinstance(types, list) or len(types) != n_layers:
-            raise ExportError(f"{config.path}: layer_types is not a list of {n_layers} entries")
-        for t in types:
-            if t not in ("full_attention", "sliding_attention"):
-                raise ExportError(f"{config.path}: layer type {t!r} is not supported, expected "
-                                  "full_attention or sliding_attention")
-        slide = [t == "sliding_attention" for t in types]
+        slide = given_layer_types(config, types, n_layers, "sliding_attention")
     elif config.bool("use_sliding_window", default=False) and window:
         start = config.int("max_window_layers", default=28, low=0)
         slide = [i >= start for i in range(n_layers)]

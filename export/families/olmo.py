@@ -4,7 +4,8 @@ No architecture of llama.cpp's: `linnet` (docs/format.md)."""
 import numpy as np
 
 from ..errors import ExportError
-from .base import COMMON_IGNORABLE, Config, Out, Plan, choose_prefix, refuse_foreign_options, rope
+from .base import (COMMON_IGNORABLE, Out, Plan, choose_prefix, given_layer_types, refuse_foreign_options,
+                   rope)
 from .llama import embedding
 from .qwen_hybrid import minus_exp
 
@@ -22,13 +23,7 @@ def layer_types(config, n_layers):
         linear = [i % 4 != 3 for i in range(n_layers)]
         linear[-1] = linear[-1] and not all(linear)
         return linear
-    if not isinstance(types, list) or len(types) != n_layers:
-        raise ExportError(f"{config.path}: layer_types is not a list of {n_layers} entries")
-    for t in types:
-        if t not in ("linear_attention", "full_attention"):
-            raise ExportError(f"{config.path}: layer type {t!r:.60} is not supported, expected "
-                              "linear_attention or full_attention")
-    return [t == "linear_attention" for t in types]
+    return given_layer_types(config, types, n_layers, "linear_attention")
 
 
 def positions(config, p, head_dim):

@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 
 from ..errors import ExportError
-from .base import COMMON_IGNORABLE, Config, Out, Plan, refuse_foreign_options, rope
+from .base import (COMMON_IGNORABLE, Config, Out, Plan, given_layer_types, refuse_foreign_options,
+                   rope)
 from .llama import embedding
 
 KINDS = ("qwen3_next", "qwen3_5", "qwen3_5_text")
@@ -36,13 +37,7 @@ def layer_types(config, n_layers):
     types = config.values.get("layer_types")
     if types is None:
         return [(i + 1) % interval != 0 for i in range(n_layers)]
-    if not isinstance(types, list) or len(types) != n_layers:
-        raise ExportError(f"{config.path}: layer_types is not a list of {n_layers} entries")
-    for t in types:
-        if t not in ("linear_attention", "full_attention"):
-            raise ExportError(f"{config.path}: layer type {t!r:.60} is not supported, expected "
-                              "linear_attention or full_attention")
-    return [t == "linear_attention" for t in types]
+    return given_layer_types(config, types, n_layers, "linear_attention")
 
 
 def refuse_experts(config, kind, n_layers):

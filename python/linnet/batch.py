@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional, Seque
 
 import numpy as np
 
-from ._native import Ids, Watch, call, ffi, ids_of, lib, on_progress, pointer_of
+from ._native import Ids, Watch, call, ffi, lib, on_progress, pointer_of
 from .sampling import Generated, Sampling, SamplingOptions, Stop, Writer
 from .session import Session
 

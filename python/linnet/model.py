@@ -6,8 +6,8 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
-from ._native import (Handle, Ids, LinnetError, Progress, Status, Watch, c_text, call, choice, ffi, growing, ids_of, lib,
-                      on_progress, pointer_of, text_of)
+from ._native import (Handle, Ids, Progress, Watch, c_text, call, choice, ffi, growing, ids_of, lib, on_progress,
+                      pointer_of, text_of)
 from .batch import Prompt, batch_generate
 from .sampling import Generated, SamplingOptions, Stop
 from .session import Path, Session

@@ -5,7 +5,6 @@ import os
 import re
 import socket
 import tempfile
-import time
 import unittest
 import urllib.request
 

@@ -33,7 +33,6 @@ import unicodedata
 import gguf
 import sentencepiece as spm
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "data", "tokenizer")
 N_STRINGS, BLOCK = 20000, 8

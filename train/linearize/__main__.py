@@ -3,7 +3,7 @@ import argparse
 import os
 import sys
 
-from ..config import TrainError
+from ..config import TrainError, reason
 
 
 def need_torch():
@@ -167,7 +167,7 @@ def main():
     except TrainError as e:
         sys.exit(f"train.linearize: {e}")
     except OSError as e:
-        sys.exit(f"train.linearize: {e.filename}: {e.strerror}")
+        sys.exit(f"train.linearize: {reason(e)}")
     except KeyboardInterrupt:
         sys.exit("train.linearize: stopped; the same command goes on from the last checkpoint")
 

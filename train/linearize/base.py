@@ -56,12 +56,15 @@ def config_of(f):
         raise TrainError(f"{f.path}: expected softmax attention over all keys with rotary positions in every layer")
     if get("feed_forward.activation", "silu") != "silu":
         raise TrainError(f"{f.path}: its feed-forward has {get('feed_forward.activation')}, expected silu")
+    tokens = f.get("tokenizer.ggml.tokens")
+    if not tokens:
+        raise TrainError(f"{f.path} has no vocabulary")
     heads, width = need("attention.head_count"), need("embedding_length")
     names = {t.name for t in f.reader.tensors}
     if "rope_freqs.weight" in names or get("rope.scaling.type") not in (None, "none"):
         raise TrainError(f"{f.path} has scaled rotary positions: take the model's own folder instead")
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32",
-              "vocab_size": len(f.get("tokenizer.ggml.tokens")), "hidden_size": width,
+              "vocab_size": len(tokens), "hidden_size": width,
               "intermediate_size": need("feed_forward_length"),
               "num_hidden_layers": need("block_count"), "num_attention_heads": heads,
               "num_key_value_heads": get("attention.head_count_kv", heads),
@@ -96,7 +99,7 @@ def tokenizer_of(f):
     def get(key):
         return f.get("tokenizer.ggml." + key)
 
-    tokens, types = get("tokens"), get("token_type")
+    tokens, types = get("tokens"), get("token_type") or []
     settings = {"add_bos_token": bool(get("add_bos_token"))}
     for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         if get(f"{key}_token_id") is not None:
@@ -125,8 +128,11 @@ def tokenizer_of(f):
 
 def write(path, out):
     """-> the folder's config"""
-    from safetensors.numpy import save_file
-    f = File(path)
+    try:
+        from safetensors.numpy import save_file
+        f = File(path)
+    except ImportError as e:
+        raise TrainError(f"{path}: reading it needs the Python package {e.name}")
     config = config_of(f)
     tokenizer = tokenizer_of(f)
     os.makedirs(out, exist_ok=True)

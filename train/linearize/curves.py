@@ -22,6 +22,8 @@ def read(folder):
     except (OSError, ValueError) as e:
         raise TrainError(f"{path}: {e}")
     for row in rows:
+        if not isinstance(row, dict) or "tokens" not in row:
+            raise TrainError(f"{path}: expected rows with tokens, as train.linearize writes them")
         for into, values in ((training, row), (held, row.get("validation", {}))):
             for key, v in values.items():
                 if key in TITLES and not (key == "loss" and "kl" in values):

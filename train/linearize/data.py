@@ -68,6 +68,13 @@ def pack(pieces, length, separator):
 
 def prepare(program, model, paths, out, length, separator, seed):
     """-> what data.json says"""
+    if length < 2:
+        raise TrainError(f"--length is {length}, expected at least 2: a token and the one after it")
+    vocabulary = json.loads(linnet(program, "info", model, "--json")).get("vocabulary", 0)
+    if not vocabulary:
+        raise TrainError(f"{model} has no vocabulary")
+    if not 0 <= separator < vocabulary:
+        raise TrainError(f"--separator is {separator}, expected an id of the vocabulary, 0 to {vocabulary - 1}")
     training, validation, hashes = read_texts(paths)
     rng = random.Random(seed)
     rng.shuffle(training)

@@ -8,6 +8,7 @@ import yaml
 
 from ..cards import refresh_readme, rounded, sha256, write_card
 from ..config import TrainError, read_json
+from ..run import save
 from .student import Student, group_of
 
 
@@ -76,13 +77,19 @@ def card(folder, config, name, file):
     return {**out, "student": config["student"], "teacher": config["teacher"], "data": config["data"], "curve": curve}
 
 
+def stem_of(out):
+    """-> OUT without .pt, in a folder that is there"""
+    stem = out[:-3] if out.endswith(".pt") else out
+    os.makedirs(os.path.dirname(stem) or ".", exist_ok=True)
+    return stem
+
+
 def write(folder, out):
     """OUT.pt, and OUT.yaml and OUT.json beside it. -> the paths of the first two"""
     config, tensors = tensors_of(folder)
     maps = next((t for n, t in tensors.items() if group_of(n) == "maps"), None)
-    stem = out[:-3] if out.endswith(".pt") else out
-    torch.save(tensors, stem + ".pt.part")
-    os.replace(stem + ".pt.part", stem + ".pt")
+    stem = stem_of(out)
+    save(stem + ".pt", tensors)
     with open(stem + ".yaml", "w") as f:
         yaml.safe_dump(options_of(config, maps.shape[-1] if maps is not None else 0), f, sort_keys=False)
     write_card(stem + ".json", card(folder, config, os.path.basename(stem), stem + ".pt"))
@@ -94,10 +101,11 @@ def untrained(llama, config, out):
     """The same of a student as it begins: what training is compared with."""
     options = {**config["student"], "softmax_layers": []}
     student = Student(llama, options)
-    torch.save({n: t.half() for n, t in student.state().items()}, out + ".pt")
-    with open(out + ".yaml", "w") as f:
+    stem = stem_of(out)
+    save(stem + ".pt", {n: t.half() for n, t in student.state().items()})
+    with open(stem + ".yaml", "w") as f:
         yaml.safe_dump(options_of({**config, "stage": "transfer"}, llama.head_dim), f, sort_keys=False)
-    return out + ".pt", out + ".yaml"
+    return stem + ".pt", stem + ".yaml"
 
 
 def load_student(llama, folder):

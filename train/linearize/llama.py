@@ -7,6 +7,7 @@ from export.checkpoint import open_checkpoint, to_float32
 from export.errors import ExportError
 
 from ..config import TrainError
+from ..run import device_of
 
 
 class Product(torch.autograd.Function):
@@ -42,7 +43,7 @@ class Llama:
             raise TrainError(str(e))
         except ImportError as e:
             raise TrainError(f"{folder}: reading it needs the Python package {e.name}")
-        self.folder, self.device = folder, torch.device(device)
+        self.folder, self.device = folder, device_of(device)
         kind = values.get("model_type")
         scaled = values.get("rope_scaling") or {
             k: v for k, v in (values.get("rope_parameters") or {}).items() if k != "rope_theta" and v != "default"}

@@ -17,6 +17,7 @@ from ..text import cut, read_sources
 
 OPEN = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
 CLOSE, ANSWER = "<|im_end|>\n", "<|im_start|>assistant\n"
+BEGIN = '{"number": '  # of a line of the file
 
 
 @contextlib.contextmanager
@@ -32,11 +33,13 @@ def serving(program, model, at_once, threads):
         except OSError as e:
             raise TrainError(f"{program}: {e.strerror}")
         try:
-            while not (url := re.search(r"http://[^\s/]+:\d+", said())):
+            # Its line comes a piece at a time: the port is whole once the slash is there.
+            while not (url := re.search(r"(http://[^\s/]+:\d+)/", said())):
                 if server.poll() is not None:
-                    raise TrainError(said().strip().splitlines()[-1])
+                    last = said().strip().splitlines()[-1:]
+                    raise TrainError(last[0] if last else "linnet serve ended without a word")
                 time.sleep(0.02)
-            yield url[0]
+            yield url[1]
         finally:
             server.terminate()
             server.wait()
@@ -92,9 +95,14 @@ def sample(sampler, out, numbers, at_once, say=print):
     In the end they are in the order of their numbers."""
     lines = {}
     if os.path.exists(out):
-        with open(out) as f:
-            whole = f.read().split("\n")[:-1]  # the last one is empty, or was cut short
-        lines = {json.loads(line)["number"]: line + "\n" for line in whole}
+        try:
+            with open(out) as f:
+                *whole, last = f.read().split("\n")  # the last one is empty, or was cut short
+            lines = {int(json.loads(line)["number"]): line + "\n" for line in whole}
+            if last[:len(BEGIN)] != BEGIN[:len(last)]:
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            raise TrainError(f"{out} is not a file that sample wrote: choose another with -o")
         with open(out, "w") as f:
             f.writelines(lines.values())
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool, open(out, "a") as f:

@@ -53,6 +53,11 @@ def load(path):
         raise TrainError(f"{path}: expected either transfer or transfer_from")
     if not student["linear"] and "transfer" in values:
         raise TrainError(f"{path}: without a linear part there is nothing to transfer")
+    maps = ("maps", "factors") if student["linear"] else ()
+    for stage, groups in (("transfer", maps), ("distill", (*maps, "lora"))):
+        missing = [g for g in groups if stage in values and g not in values[stage]["lr"]]
+        if missing:
+            raise TrainError(f"{path}: {stage}: lr has no {missing[0]}")
     if values.get("distill", {}).get("loss", "kl") not in ("kl", "ce"):
         raise TrainError(f"{path}: distill: loss is {values['distill']['loss']!r:.20}, expected kl or ce")
     chosen = student["softmax_layers"]
