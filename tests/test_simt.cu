@@ -284,39 +284,6 @@ static void test_atomics(void **state) {
     assert_true(take_back(d, 1)[0] == 256ull << 33);
 }
 
-/* Every block adds the whole of what the last round left, so a block that runs ahead shows. */
-__global__ void rounds(unsigned *values, int n_rounds) {
-    unsigned n = gridDim.x * blockDim.x, i = blockIdx.x * blockDim.x + threadIdx.x;
-    for (int r = 0; r < n_rounds; r++) {
-        unsigned sum = 0;
-        for (unsigned j = 0; j < n; j++)
-            sum += values[j] * (j + 1);
-        grid_barrier();
-        values[i] = sum + i;
-        grid_barrier();
-    }
-}
-
-static void test_grid_barrier(void **state) {
-    (void)state;
-    for (int order = SIMT_FORWARD; order <= SIMT_SHUFFLED; order++) {
-        simt_set_order((simt_order)order, 4);
-        std::vector<unsigned> v(4 * 32, 1);
-        unsigned *p = on_gpu(v.size(), v.data());
-        assert_true(cooperative_blocks(stream, 32, 0, rounds) >= 4);
-        launch_cooperative(stream, dim3(4), dim3(32), 0, rounds, p, 3);
-        std::vector<unsigned> out = take_back(p, v.size());
-        for (int r = 0; r < 3; r++) {
-            unsigned sum = 0;
-            for (unsigned j = 0; j < v.size(); j++)
-                sum += v[j] * (j + 1);
-            for (unsigned j = 0; j < v.size(); j++)
-                v[j] = sum + j;
-        }
-        assert_memory_equal(out.data(), v.data(), v.size() * 4);
-    }
-}
-
 /* ---- Memory ------------------------------------------------------------------------------ */
 __global__ void through_dynamic(const float *in, float *out, unsigned n) {
     DYNAMIC_SHARED(float, tile);
@@ -841,8 +808,6 @@ static void test_bad_launches(void **state) {
     assert_int_equal(download(p, 64)[0], 1); /* nothing broke */
     launch(stream, dim3(1), dim3(64), 1 << 20, sized<7>, (float *)p);
     refused(device_finish(gpu, &err), LINNET_ERR_DEVICE, &err, "kernel sized<7> was not launched");
-    launch_cooperative(stream, dim3(1 << 16), dim3(64), 0, rounds, (unsigned *)p, 1);
-    refused(device_finish(gpu, &err), LINNET_ERR_DEVICE, &err, "kernel rounds was not launched");
     launch(stream, dim3(0), dim3(64), 0, add, p, 64, 1);
     refused(device_finish(gpu, &err), LINNET_ERR_DEVICE, &err, "kernel add was not launched");
     assert_int_equal(take_back(p, 64)[0], 1);
@@ -959,7 +924,6 @@ enum {
     OTHER_SHUFFLE,
     MISALIGNED,
     NEVER_WAITS,
-    GRID_BARRIER,
     TOO_MUCH_SHARED,
     HALF_WARP,
     N_WRONGS
@@ -1015,9 +979,6 @@ __global__ void wrong(int which, int *out, const float *in) {
     case NEVER_WAITS:
         if (i < 8) cp_async16(&tile[i * 4], in + i * 4);
         break;
-    case GRID_BARRIER:
-        grid_barrier();
-        break;
     case TOO_MUCH_SHARED: {
         SHARED(float, huge, [12500]);
         huge[i] = 1;
@@ -1045,7 +1006,6 @@ static void test_caught(void **state) {
         " while others of its mask are in __",
         "load16 at 0x",
         "it returns before it has waited for its cp.async",
-        "but the launch is not cooperative",
         "its arrays up to huge take 50128 bytes of shared memory, and 49152 can be declared",
         "__shfl_xor_sync with mask ffffffff, but of its lanes only 0000ffff are there",
     };
@@ -1234,7 +1194,6 @@ int main(void) {
         TEST(test_shuffles),
         TEST(test_votes),
         TEST(test_atomics),
-        TEST(test_grid_barrier),
         TEST(test_dynamic_shared),
         TEST(test_copies),
         TEST(test_graph),

@@ -1,10 +1,10 @@
 /* A GPU in plain C++, for tests: the words of CUDA that the kernels use, over fibers (simt.cc).
- * Each thread of a block is a fiber that runs until it must wait; blocks run one after another
- * (those of a cooperative launch side by side). What would be undefined on a GPU is a failure with
- * a sentence: a barrier that some threads miss, a shuffle whose lane never comes, a vector load off
- * its alignment. Shared memory is one allocation per array, so AddressSanitizer sees its ends, and
- * starts as NaN, as does the GPU's memory. Launches are queued and run when the host waits, so what
- * the host may not touch yet is not there yet. control.h has what only tests call. */
+ * Each thread of a block is a fiber that runs until it must wait; blocks run one after another.
+ * What would be undefined on a GPU is a failure with a sentence: a barrier that some threads miss,
+ * a shuffle whose lane never comes, a vector load off its alignment. Shared memory is one
+ * allocation per array, so AddressSanitizer sees its ends, and starts as NaN, as does the GPU's
+ * memory. Launches are queued and run when the host waits, so what the host may not touch yet is
+ * not there yet. control.h has what only tests call. */
 #ifndef SIMT_H
 #define SIMT_H
 
@@ -90,7 +90,6 @@ struct simt_votes {
     int any, all, count;
 };
 simt_votes simt_barrier(simt_site site, bool vote);
-void simt_grid_barrier(simt_site site);
 
 /* All lanes of `mask` hand in `bytes` (at most 32) and meet; returns what lane i handed in, at
  * [i * 32]. Valid until the thread's next exchange. */
@@ -109,9 +108,6 @@ static inline int __syncthreads_and(int vote, SIMT_SITE) {
 }
 static inline int __syncthreads_count(int vote, SIMT_SITE) {
     return simt_barrier(SIMT_HERE("__syncthreads_count"), vote != 0).count;
-}
-static inline void grid_barrier(SIMT_SITE) {
-    simt_grid_barrier(SIMT_HERE("grid_barrier"));
 }
 void wait_for_previous();
 static inline void let_next_start() {}
@@ -346,17 +342,11 @@ void simt_copy_wait(size_t groups_left);
 /* ---- Launches ---------------------------------------------------------------------------- */
 /* Queues the launch; `body` is what each thread runs. */
 void simt_launch(device_stream s, const launch_shape &shape, std::function<void()> body);
-int simt_cooperative_blocks(device_stream s, unsigned threads, size_t shared_bytes);
 
 template <class... P, class... A>
 void launch_kernel(device_stream s, const launch_shape &shape, void (*kernel)(P...), A... args) {
     std::tuple<P...> values(args...);
     simt_launch(s, shape, [=] { std::apply(kernel, values); });
-}
-
-template <class... P>
-int cooperative_blocks(device_stream s, unsigned threads, size_t shared_bytes, void (*)(P...)) {
-    return simt_cooperative_blocks(s, threads, shared_bytes);
 }
 
 #endif
