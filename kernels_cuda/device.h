@@ -70,20 +70,6 @@ template <class Op> DEVICE float warp_reduce(float x, Op op) {
     return x;
 }
 
-/* Over a one-dimensional block of whole warps: warp_reduce of each, then warp 0, 1, ... in order.
- * All threads call it and all get the result; it starts and ends with a barrier in between. */
-template <class Op> DEVICE float block_reduce(float x, Op op) {
-    SHARED(float, of_warp, [32]);
-    x = warp_reduce(x, op);
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = of_warp[0];
-    for (unsigned w = 1; w < blockDim.x / 32; w++)
-        x = op(x, of_warp[w]);
-    __syncthreads(); /* of_warp may be written again */
-    return x;
-}
-
 struct add_floats {
     DEVICE float operator()(float a, float b) const { return a + b; }
 };
@@ -97,11 +83,19 @@ DEVICE float warp_sum(float x) {
 DEVICE float warp_max(float x) {
     return warp_reduce(x, max_floats());
 }
+
+/* Over a one-dimensional block of whole warps: warp_sum of each, then warp 0, 1, ... in order.
+ * All threads call it and all get the result; it starts and ends with a barrier in between. */
 DEVICE float block_sum(float x) {
-    return block_reduce(x, add_floats());
-}
-DEVICE float block_max(float x) {
-    return block_reduce(x, max_floats());
+    SHARED(float, of_warp, [32]);
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = of_warp[0];
+    for (unsigned w = 1; w < blockDim.x / 32; w++)
+        x += of_warp[w];
+    __syncthreads(); /* of_warp may be written again */
+    return x;
 }
 
 /* ---- The GPU, for the host --------------------------------------------------------------- */
