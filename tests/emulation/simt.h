@@ -23,7 +23,6 @@ extern "C" {
 #define __global__ __attribute__((unused))
 #define __device__ __attribute__((unused))
 #define __host__
-#define __constant__ __attribute__((unused))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
@@ -53,12 +52,7 @@ struct dim3 {
         return {x, y, z, w};                                                                       \
     }
 SIMT_VECTOR(float, float)
-SIMT_VECTOR(int, int)
 SIMT_VECTOR(unsigned, uint)
-SIMT_VECTOR(short, short)
-SIMT_VECTOR(unsigned short, ushort)
-SIMT_VECTOR(signed char, char)
-SIMT_VECTOR(unsigned char, uchar)
 
 /* ---- The thread that runs ---------------------------------------------------------------- */
 struct simt_place {
@@ -70,7 +64,6 @@ extern simt_place *simt_here;
 #define blockIdx (simt_here->block)
 #define blockDim (simt_here->block_size)
 #define gridDim (simt_here->grid_size)
-enum { warpSize = 32 };
 
 /* Ends the kernel with a sentence, which device_finish reports. */
 [[noreturn]] void simt_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -112,14 +105,10 @@ static inline int __syncthreads_count(int vote, SIMT_SITE) {
 void wait_for_previous();
 static inline void let_next_start() {}
 static inline void __threadfence() {}
-static inline void __threadfence_block() {}
 
 /* ---- Within a warp ----------------------------------------------------------------------- */
 static inline void __syncwarp(unsigned mask = ~0u, SIMT_SITE) {
     simt_exchange(SIMT_HERE("__syncwarp"), mask, nullptr, 0);
-}
-static inline unsigned __activemask() {
-    return simt_live_lanes();
 }
 
 /* From lane `from` of the group of `width`; a lane outside the mask has nothing to give. */
@@ -180,10 +169,6 @@ DEVICE uint4 load16(const void *p) {
     simt_aligned(p, 16, "load16");
     return *static_cast<const uint4 *>(p);
 }
-template <class T> DEVICE T __ldg(const T *p) {
-    simt_aligned(p, alignof(T), "__ldg");
-    return *p;
-}
 
 /* One thread runs at a time, and changes places only where it waits. */
 template <class T> struct simt_same {
@@ -196,7 +181,6 @@ template <class T> struct simt_same {
         return old;                                                                                \
     }
 SIMT_ATOMIC(atomicAdd, old + x)
-SIMT_ATOMIC(atomicSub, old - x)
 SIMT_ATOMIC(atomicMax, old < x ? x : old)
 SIMT_ATOMIC(atomicMin, x < old ? x : old)
 SIMT_ATOMIC(atomicExch, x)
@@ -224,12 +208,6 @@ DEVICE unsigned __float_as_uint(float f) {
     unsigned u;
     memcpy(&u, &f, 4);
     return u;
-}
-DEVICE float __int_as_float(int i) {
-    return __uint_as_float((unsigned)i);
-}
-DEVICE int __float_as_int(float f) {
-    return (int)__float_as_uint(f);
 }
 DEVICE float f16_to_float(uint16_t h) {
     return (h & 0x7fff) > 0x7c00 ? __uint_as_float(0x7fffffff) : f16_to_f32(h);
@@ -260,44 +238,17 @@ DEVICE float __int2float_rn(int i) {
 DEVICE float __uint2float_rn(unsigned u) {
     return (float)u;
 }
-DEVICE float __fadd_rn(float a, float b) {
-    return a + b;
-}
-DEVICE float __fmul_rn(float a, float b) {
-    return a * b;
-}
-DEVICE float __fmaf_rn(float a, float b, float c) {
-    return fmaf(a, b, c);
-}
-DEVICE float __fdividef(float a, float b) {
-    return a / b;
-}
-DEVICE float rsqrtf(float x) {
-    return 1 / sqrtf(x);
-}
 DEVICE float __expf(float x) {
     return expf(x);
 }
-DEVICE float __logf(float x) {
-    return logf(x);
-}
-DEVICE float __saturatef(float x) {
-    return x > 0 ? x < 1 ? x : 1 : 0;
-}
 DEVICE int __popc(unsigned u) {
     return __builtin_popcount(u);
-}
-DEVICE int __popcll(unsigned long long u) {
-    return __builtin_popcountll(u);
 }
 DEVICE int __clz(int i) {
     return i ? __builtin_clz((unsigned)i) : 32;
 }
 DEVICE int __ffs(int i) {
     return __builtin_ffs(i);
-}
-DEVICE unsigned __umulhi(unsigned a, unsigned b) {
-    return (unsigned)((uint64_t)a * b >> 32);
 }
 /* c plus the four products of signed bytes. */
 DEVICE int __dp4a(int a, int b, int c) {
