@@ -77,7 +77,7 @@ linnet_status device_get_info(device *d, device_info *info, linnet_error *err) {
     info->total_bytes = memory_limit;
     info->free_bytes = memory_limit - min_size(d->in_use, memory_limit);
     info->l2_bytes = 4 << 20;
-    info->shared_bytes = simt_shared_limit();
+    info->shared_bytes = shared_limit;
     info->bandwidth = 100e9;
     info->driver = info->runtime = 13000;
     return LINNET_OK;
@@ -161,9 +161,9 @@ void simt_launch(device_stream d, const launch_shape &shape, std::function<void(
         threads > 1024)
         snprintf(text, sizeof text, "a grid of %ux%ux%u blocks of %ux%ux%u threads", g[0], g[1],
                  g[2], b[0], b[1], b[2]);
-    else if (shape.shared_bytes > simt_shared_limit())
+    else if (shape.shared_bytes > shared_limit)
         snprintf(text, sizeof text, "%zu bytes of shared memory per block, and there are %zu",
-                 shape.shared_bytes, simt_shared_limit());
+                 shape.shared_bytes, shared_limit);
     if (*text)
         note_error(d, "GPU 0 (" + std::string(NAME) + "): kernel " + name +
                           " was not launched: " + text);

@@ -145,7 +145,6 @@ uint64_t n_blocks;
 
 simt_order order = SIMT_FORWARD;
 uint64_t random_state;
-size_t shared_limit = 99 << 10;
 
 uint64_t next_random() {
     uint64_t z = random_state += 0x9e3779b97f4a7c15u;
@@ -627,12 +626,4 @@ void simt_copy_wait(size_t groups_left) {
 void simt_set_order(simt_order o, uint64_t seed) {
     order = o;
     random_state = seed;
-}
-
-void simt_set_shared(size_t bytes) {
-    shared_limit = bytes;
-}
-
-size_t simt_shared_limit() {
-    return shared_limit;
 }
