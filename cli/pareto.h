@@ -155,7 +155,7 @@ typedef struct {
 
 /* The cell that the options name, else the deepest that all models of the group have, and its
  * smallest batch. */
-bool cell_choose(bench_cell *c, const sources *s, const task_group *g, const pareto_options *o);
+void cell_choose(bench_cell *c, const sources *s, const task_group *g, const pareto_options *o);
 /* Finds the rows of bench of every point in the cell; refuses to mix settings. `needs`: X_SPEED,
  * X_TTFT, X_RSS, or -1: whatever there is. */
 bool cell_join(const bench_cell *c, const sources *s, task_group *g, const pareto_options *o,

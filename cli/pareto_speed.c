@@ -99,7 +99,7 @@ static int common_value(const sources *s, const task_group *g, const pareto_opti
     return best;
 }
 
-bool cell_choose(bench_cell *c, const sources *s, const task_group *g, const pareto_options *o) {
+void cell_choose(bench_cell *c, const sources *s, const task_group *g, const pareto_options *o) {
     bool decode = o->x != X_TTFT;
     *c = (bench_cell){.depth = o->depth, .batch = o->batch};
     if (c->depth < 0) c->depth = common_value(s, g, o, decode, "n_depth", -1, true, true);
@@ -110,7 +110,6 @@ bool cell_choose(bench_cell *c, const sources *s, const task_group *g, const par
     if (c->depth < 0) c->depth = 0;
     c->batches[c->n_batches++] = c->batch;
     if (!o->batch && high > c->batch) c->batches[c->n_batches++] = high;
-    return true;
 }
 
 /* A row of the cell beside a point: of several tests the longest, of several measurements the
