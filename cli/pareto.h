@@ -162,8 +162,6 @@ bool cell_join(const bench_cell *c, const sources *s, task_group *g, const paret
                int needs);
 
 double x_of(const measured *m, int x);
-/* Median tokens per second of a row; NaN where it has none. */
-double speed_of(const json_t *bench);
 /* "L=64 K=4": what sets a segment apart from the others of its group. */
 void segment_label(const task_group *g, const result *r, page *out);
 

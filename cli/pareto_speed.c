@@ -19,7 +19,8 @@ enum { N_BENCH_SETTINGS = sizeof bench_settings / sizeof *bench_settings };
 
 /* ---- rows of bench ------------------------------------------------------------------------ */
 
-double speed_of(const json_t *bench) {
+/* Median tokens per second of a row; NaN where it has none. */
+static double speed_of(const json_t *bench) {
     double median = number_in(bench, "median_ts");
     if (isnan(median)) median = number_in(bench, "avg_ts"); /* llama-bench has no median */
     return json_is_true(json_object_get(bench, "oom")) ? (double)NAN : median;
