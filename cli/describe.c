@@ -25,7 +25,8 @@ size_t count_dtypes(const linnet_model *model, dtype_count counts[MAX_DTYPES]) {
     return n;
 }
 
-const char *main_dtype(const linnet_model *model) {
+/* The dtype of most bytes. */
+static const char *main_dtype(const linnet_model *model) {
     dtype_count counts[MAX_DTYPES];
     size_t n = count_dtypes(model, counts), most = 0;
     for (size_t i = 1; i < n; i++)
@@ -68,6 +69,23 @@ void set_model_keys(json_t *row, const linnet_model *model, const char *path, co
     json_object_set_new(row, "model_type", json_text(type));
     json_set_int(row, "model_size", tensor_bytes);
     json_set_int(row, "model_n_params", info->n_params);
+}
+
+static bool keeps_kv(const char *mixer) {
+    return !strcmp(mixer, "softmax") || !strcmp(mixer, "lolcats");
+}
+
+/* What the state is kept in: "f16" (keys and values alone), "f32" (no keys and values), "f16+f32".
+ */
+static void state_dtype(const linnet_model *model, linnet_kv_type kv, char *out, size_t size) {
+    bool any_kv = false, any_fixed = false;
+    for (int i = 0; i < linnet_model_get_info(model)->n_layers; i++) {
+        const char *mixer = linnet_model_mixer(model, i, NULL);
+        any_kv = any_kv || keeps_kv(mixer);
+        any_fixed = any_fixed || strcmp(mixer, "softmax");
+    }
+    bool both = any_kv && any_fixed && kv != LINNET_KV_F32;
+    snprintf(out, size, "%s%s", any_kv ? kv_name(kv) : "f32", both ? "+f32" : "");
 }
 
 void set_precision_keys(json_t *row, const linnet_model *model, linnet_kv_type kv,
@@ -146,21 +164,6 @@ static uint64_t fixed_elements(const source *s, const char *mixer) {
     if (!strcmp(mixer, "short_conv"))
         return number(s, "shortconv.l_cache", 0) * number(s, "shortconv.inner_length", 0);
     return 0;
-}
-
-static bool keeps_kv(const char *mixer) {
-    return !strcmp(mixer, "softmax") || !strcmp(mixer, "lolcats");
-}
-
-void state_dtype(const linnet_model *model, linnet_kv_type kv, char *out, size_t size) {
-    bool any_kv = false, any_fixed = false;
-    for (int i = 0; i < linnet_model_get_info(model)->n_layers; i++) {
-        const char *mixer = linnet_model_mixer(model, i, NULL);
-        any_kv = any_kv || keeps_kv(mixer);
-        any_fixed = any_fixed || strcmp(mixer, "softmax");
-    }
-    bool both = any_kv && any_fixed && kv != LINNET_KV_F32;
-    snprintf(out, size, "%s%s", any_kv ? kv_name(kv) : "f32", both ? "+f32" : "");
 }
 
 uint64_t state_bytes_by_formula(const linnet_model *model, linnet_kv_type kv, uint64_t n_tokens) {

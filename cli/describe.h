@@ -18,13 +18,8 @@ enum { MAX_DTYPES = 64 };
 
 /* Tensors by dtype, in order of first appearance. Returns how many dtypes there are. */
 size_t count_dtypes(const linnet_model *model, dtype_count counts[MAX_DTYPES]);
-/* The dtype of most bytes. */
-const char *main_dtype(const linnet_model *model);
 
 const char *kv_name(linnet_kv_type kv);
-/* What the state is kept in: "f16" (keys and values alone), "f32" (no keys and values), "f16+f32".
- */
-void state_dtype(const linnet_model *model, linnet_kv_type kv, char *out, size_t size);
 
 /* The mixer of every layer by name. */
 json_t *mixers_json(const linnet_model *model);

@@ -155,15 +155,13 @@ typedef struct {
 
 /* The cell that the options name, else the deepest that all models of the group have, and its
  * smallest batch. */
-bool cell_choose(bench_cell *c, const sources *s, const task_group *g, const pareto_options *o);
+void cell_choose(bench_cell *c, const sources *s, const task_group *g, const pareto_options *o);
 /* Finds the rows of bench of every point in the cell; refuses to mix settings. `needs`: X_SPEED,
  * X_TTFT, X_RSS, or -1: whatever there is. */
 bool cell_join(const bench_cell *c, const sources *s, task_group *g, const pareto_options *o,
                int needs);
 
 double x_of(const measured *m, int x);
-/* Median tokens per second of a row; NaN where it has none. */
-double speed_of(const json_t *bench);
 /* "L=64 K=4": what sets a segment apart from the others of its group. */
 void segment_label(const task_group *g, const result *r, page *out);
 

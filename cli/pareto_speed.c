@@ -19,7 +19,8 @@ enum { N_BENCH_SETTINGS = sizeof bench_settings / sizeof *bench_settings };
 
 /* ---- rows of bench ------------------------------------------------------------------------ */
 
-double speed_of(const json_t *bench) {
+/* Median tokens per second of a row; NaN where it has none. */
+static double speed_of(const json_t *bench) {
     double median = number_in(bench, "median_ts");
     if (isnan(median)) median = number_in(bench, "avg_ts"); /* llama-bench has no median */
     return json_is_true(json_object_get(bench, "oom")) ? (double)NAN : median;
@@ -99,7 +100,7 @@ static int common_value(const sources *s, const task_group *g, const pareto_opti
     return best;
 }
 
-bool cell_choose(bench_cell *c, const sources *s, const task_group *g, const pareto_options *o) {
+void cell_choose(bench_cell *c, const sources *s, const task_group *g, const pareto_options *o) {
     bool decode = o->x != X_TTFT;
     *c = (bench_cell){.depth = o->depth, .batch = o->batch};
     if (c->depth < 0) c->depth = common_value(s, g, o, decode, "n_depth", -1, true, true);
@@ -110,7 +111,6 @@ bool cell_choose(bench_cell *c, const sources *s, const task_group *g, const par
     if (c->depth < 0) c->depth = 0;
     c->batches[c->n_batches++] = c->batch;
     if (!o->batch && high > c->batch) c->batches[c->n_batches++] = high;
-    return true;
 }
 
 /* A row of the cell beside a point: of several tests the longest, of several measurements the

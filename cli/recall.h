@@ -127,15 +127,6 @@ bool recall_answer(recall_item *item, const char *text, size_t n);
 extern const char *const recall_adjectives[64], *const recall_nouns[64];
 extern const char *const recall_first_names[64], *const recall_last_names[64];
 
-/* The text that --task's haystack names, as words. */
-typedef struct {
-    text_buffer text;
-    size_t *start, *end, n; /* of each word in the text */
-    bool *stops;            /* a sentence ends with it */
-} recall_words;
-int recall_words_read(recall_words *w, const char *name);
-void recall_words_free(recall_words *w);
-
 /* Turns a sequence into x and y of docs/mqar.md: appended. */
 bool mqar_sequence(const recall_params *p, uint64_t seed, uint64_t split, uint64_t index,
                    id_buffer *x, id_buffer *y);

@@ -13,6 +13,13 @@ static const char noise[] =
 
 /* ---- words -------------------------------------------------------------------------------- */
 
+/* The text that --task's haystack names. */
+typedef struct {
+    text_buffer text;
+    size_t *start, *end, n; /* of each word in the text */
+    bool *stops;            /* a sentence ends with it */
+} words;
+
 static bool is_space(char c) {
     return c == ' ' || (c >= '\t' && c <= '\r');
 }
@@ -29,7 +36,7 @@ static bool ends_sentence(const char *word, size_t n) {
     return true;
 }
 
-static bool add_word(recall_words *w, size_t start, size_t end, size_t *cap) {
+static bool add_word(words *w, size_t start, size_t end, size_t *cap) {
     if (w->n == *cap) {
         *cap = *cap ? 2 * *cap : 1024;
         size_t *starts = realloc(w->start, *cap * sizeof *starts);
@@ -46,7 +53,7 @@ static bool add_word(recall_words *w, size_t start, size_t end, size_t *cap) {
     return true;
 }
 
-int recall_words_read(recall_words *w, const char *name) {
+static int words_read(words *w, const char *name) {
     size_t cap = 0;
     if (strcmp(name, "austen")
             ? !read_text(&w->text, name)
@@ -62,12 +69,12 @@ int recall_words_read(recall_words *w, const char *name) {
     return w->n ? EXIT_WORKED : failed("%s holds no words", name);
 }
 
-void recall_words_free(recall_words *w) {
+static void words_free(words *w) {
     free(w->text.at);
     free(w->start);
     free(w->end);
     free(w->stops);
-    *w = (recall_words){0};
+    *w = (words){0};
 }
 
 /* ---- items -------------------------------------------------------------------------------- */
@@ -119,7 +126,7 @@ static bool add_head(recall_item *item, needle_kind kind) {
 }
 
 /* The first `units` words, the needle behind `depth` per cent of their sentences. */
-static bool add_book(recall_item *item, const recall_words *w, size_t units, size_t depth,
+static bool add_book(recall_item *item, const words *w, size_t units, size_t depth,
                      needle_kind kind, uint32_t key, const char *value) {
     size_t sentences = 0, done = 0;
     for (size_t k = 0; k < units; k++)
@@ -203,13 +210,13 @@ static int open_lines(recall_job *job) {
 
 static int open_book(recall_job *job) {
     job->n_items = SIZE_MAX;
-    job->data = calloc(1, sizeof(recall_words));
+    job->data = calloc(1, sizeof(words));
     if (!job->data) return failed("out of memory");
-    return recall_words_read(job->data, job->params.haystack);
+    return words_read(job->data, job->params.haystack);
 }
 
 static void close_book(recall_job *job) {
-    if (job->data) recall_words_free(job->data);
+    if (job->data) words_free(job->data);
     free(job->data);
 }
 

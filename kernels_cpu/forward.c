@@ -166,13 +166,6 @@ static void multiply(pass *p, int thread, const activations *a, const product *p
             }                                                                                      \
     } while (0)
 
-void pass_products(pass *p, int thread, const float *src, size_t cols, const product *products,
-                   size_t n_products) {
-    activations a = input_for(p, p->n, cols, products, n_products);
-    FOR_BLOCKS(cols, r, b, run, quantize_row_blocks(p, &a, r, src + r * cols, b, b + run));
-    multiply(p, thread, &a, products, n_products);
-}
-
 static void normalize(const pass *p, const norm_weights *w, const float *x, float *out) {
     const config *c = &p->m->cfg;
     if (c->norm == NORM_RMS)

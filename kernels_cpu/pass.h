@@ -53,10 +53,8 @@ struct pass {
     atomic_uint_fast64_t not_finite;
 };
 
-/* y = W src (+ y) for each product, src [n, cols]; panels are shared out over the team. */
-void pass_products(pass *p, int thread, const float *src, size_t cols, const product *products,
-                   size_t n_products);
-/* How a mixer begins: the same with src = the layer's input, normalized where the layer says so. */
+/* How a mixer begins: y = W x (+ y) for each product, x [n, n_embd] the layer's input, normalized
+ * where the layer says so; panels are shared out over the team. */
 void pass_mix_in(pass *p, int thread, int layer, const product *products, size_t n_products);
 /* How it ends: x += W src, or x += norm(W src) where the layer normalizes its outputs. */
 void pass_mix_out(pass *p, int thread, int layer, const float *src, size_t cols, const matrix *w);

@@ -277,7 +277,7 @@ static cudaError_t allow_shared(device *d, const void *kernel, size_t bytes) {
 }
 
 bool device_prepare(device_stream s, const launch_shape &shape, const void *kernel,
-                    cudaLaunchConfig_t *config, cudaLaunchAttribute *attributes) {
+                    cudaLaunchConfig_t *config, cudaLaunchAttribute *attribute) {
     if (*s->fault || s->error != cudaSuccess) return false;
     use(s);
     *config = cudaLaunchConfig_t();
@@ -285,14 +285,11 @@ bool device_prepare(device_stream s, const launch_shape &shape, const void *kern
     config->blockDim = dim3(shape.block[0], shape.block[1], shape.block[2]);
     config->dynamicSmemBytes = shape.shared_bytes;
     config->stream = s->stream;
-    config->attrs = attributes;
-    if (shape.cooperative) {
-        attributes[config->numAttrs].id = cudaLaunchAttributeCooperative;
-        attributes[config->numAttrs++].val.cooperative = 1;
-    }
+    config->attrs = attribute;
     if (shape.overlapped && s->can_overlap) {
-        attributes[config->numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[config->numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+        attribute->id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute->val.programmaticStreamSerializationAllowed = 1;
+        config->numAttrs = 1;
     }
     cudaError_t e = allow_shared(s, kernel, shape.shared_bytes);
     if (e != cudaSuccess) device_launched(s, shape, e);
@@ -306,16 +303,6 @@ void device_launched(device_stream s, const launch_shape &shape, cudaError_t err
     if (error != cudaSuccess) return;
     s->last = shape.text;
     s->launches++;
-}
-
-int device_cooperative_blocks(device_stream s, unsigned threads, size_t shared_bytes,
-                              const void *kernel) {
-    int of_sm = 0;
-    use(s);
-    note(s, allow_shared(s, kernel, shared_bytes));
-    note(s,
-         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_sm, kernel, (int)threads, shared_bytes));
-    return of_sm * s->properties.multiProcessorCount;
 }
 
 /* ---- Graphs ------------------------------------------------------------------------------ */
@@ -350,7 +337,7 @@ linnet_status device_graph_end(device_stream s, device_graph **out, linnet_error
 void device_graph_launch(device_stream s, device_graph *g) {
     if (*s->fault || s->error != cudaSuccess) return;
     use(s);
-    device_launched(s, launch_as("the graph", dim3(1), dim3(1), 0, false, false),
+    device_launched(s, launch_as("the graph", dim3(1), dim3(1), 0, false),
                     cudaGraphLaunch(g->graph, s->stream));
 }
 

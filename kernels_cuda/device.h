@@ -23,7 +23,7 @@ typedef struct {
     const char *text; /* the kernel's name and arguments as written */
     unsigned grid[3], block[3];
     size_t shared_bytes;
-    bool cooperative, overlapped;
+    bool overlapped;
 } launch_shape;
 
 #ifdef __CUDACC__
@@ -42,32 +42,23 @@ typedef struct {
  *   f16_to_float, float_to_f16, bf16_to_float, float_to_bf16
  *                              rounding to nearest even; a NaN becomes 0x7fff (float: 0x7fffffff
  *                              from f16; bf16 keeps its bits)
- *   grid_barrier()             all threads of a cooperative launch
  *   wait_for_previous(), let_next_start()
  *                              for launch_overlapped: before the first touch of anything that the
  *                              kernel in front writes or reads; and to let the next one start
  * Launches: launch(stream, grid, block, shared_bytes, kernel, args...) and, of the same form,
- *   launch_cooperative         every block is resident: at most cooperative_blocks(stream, block
- *                              threads, shared_bytes, kernel) blocks
  *   launch_overlapped          the kernel may start before the one in front has ended (sm_90 on);
  *                              at least one thread of each block calls wait_for_previous(), and
  *                              threads that touch its results do, or meet one that did at a barrier
  * They return nothing: the first error is kept with the kernel's name until device_finish. */
 #define launch(stream, grid, block, shared_bytes, ...)                                             \
-    launch_kernel(stream, launch_as(#__VA_ARGS__, grid, block, shared_bytes, false, false),        \
-                  __VA_ARGS__)
-#define launch_cooperative(stream, grid, block, shared_bytes, ...)                                 \
-    launch_kernel(stream, launch_as(#__VA_ARGS__, grid, block, shared_bytes, true, false),         \
-                  __VA_ARGS__)
+    launch_kernel(stream, launch_as(#__VA_ARGS__, grid, block, shared_bytes, false), __VA_ARGS__)
 #define launch_overlapped(stream, grid, block, shared_bytes, ...)                                  \
-    launch_kernel(stream, launch_as(#__VA_ARGS__, grid, block, shared_bytes, false, true),         \
-                  __VA_ARGS__)
+    launch_kernel(stream, launch_as(#__VA_ARGS__, grid, block, shared_bytes, true), __VA_ARGS__)
 
 static inline launch_shape launch_as(const char *text, dim3 grid, dim3 block, size_t shared_bytes,
-                                     bool cooperative, bool overlapped) {
+                                     bool overlapped) {
     launch_shape shape = {
-        text,      {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes, cooperative,
-        overlapped};
+        text, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes, overlapped};
     return shape;
 }
 
@@ -76,20 +67,6 @@ static inline launch_shape launch_as(const char *text, dim3 grid, dim3 block, si
 template <class Op> DEVICE float warp_reduce(float x, Op op) {
     for (int step = 16; step; step /= 2)
         x = op(x, __shfl_xor_sync(~0u, x, step));
-    return x;
-}
-
-/* Over a one-dimensional block of whole warps: warp_reduce of each, then warp 0, 1, ... in order.
- * All threads call it and all get the result; it starts and ends with a barrier in between. */
-template <class Op> DEVICE float block_reduce(float x, Op op) {
-    SHARED(float, of_warp, [32]);
-    x = warp_reduce(x, op);
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = of_warp[0];
-    for (unsigned w = 1; w < blockDim.x / 32; w++)
-        x = op(x, of_warp[w]);
-    __syncthreads(); /* of_warp may be written again */
     return x;
 }
 
@@ -106,11 +83,19 @@ DEVICE float warp_sum(float x) {
 DEVICE float warp_max(float x) {
     return warp_reduce(x, max_floats());
 }
+
+/* Over a one-dimensional block of whole warps: warp_sum of each, then warp 0, 1, ... in order.
+ * All threads call it and all get the result; it starts and ends with a barrier in between. */
 DEVICE float block_sum(float x) {
-    return block_reduce(x, add_floats());
-}
-DEVICE float block_max(float x) {
-    return block_reduce(x, max_floats());
+    SHARED(float, of_warp, [32]);
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = of_warp[0];
+    for (unsigned w = 1; w < blockDim.x / 32; w++)
+        x += of_warp[w];
+    __syncthreads(); /* of_warp may be written again */
+    return x;
 }
 
 /* ---- The GPU, for the host --------------------------------------------------------------- */

@@ -2,7 +2,6 @@
 #ifndef DEVICE_CUDA_H
 #define DEVICE_CUDA_H
 
-#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -36,9 +35,6 @@ DEVICE uint16_t float_to_bf16(float f) {
     return __bfloat16_as_ushort(__float2bfloat16_rn(f));
 }
 
-DEVICE void grid_barrier() {
-    cooperative_groups::this_grid().sync();
-}
 DEVICE void wait_for_previous() {
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 900
     cudaGridDependencySynchronize();
@@ -50,26 +46,18 @@ DEVICE void let_next_start() {
 #endif
 }
 
-/* Fills the config (its attributes: room for two) and returns true when the stream takes work;
+/* Fills the config (and the attribute it may have) and returns true when the stream takes work;
  * device_launched keeps the first error. */
 bool device_prepare(device_stream s, const launch_shape &shape, const void *kernel,
-                    cudaLaunchConfig_t *config, cudaLaunchAttribute *attributes);
+                    cudaLaunchConfig_t *config, cudaLaunchAttribute *attribute);
 void device_launched(device_stream s, const launch_shape &shape, cudaError_t error);
-int device_cooperative_blocks(device_stream s, unsigned threads, size_t shared_bytes,
-                              const void *kernel);
 
 template <class... P, class... A>
 void launch_kernel(device_stream s, const launch_shape &shape, void (*kernel)(P...), A... args) {
     cudaLaunchConfig_t config;
-    cudaLaunchAttribute attributes[2];
-    if (device_prepare(s, shape, (const void *)kernel, &config, attributes))
+    cudaLaunchAttribute attribute;
+    if (device_prepare(s, shape, (const void *)kernel, &config, &attribute))
         device_launched(s, shape, cudaLaunchKernelEx(&config, kernel, args...));
-}
-
-template <class... P>
-int cooperative_blocks(device_stream s, unsigned threads, size_t shared_bytes,
-                       void (*kernel)(P...)) {
-    return device_cooperative_blocks(s, threads, shared_bytes, (const void *)kernel);
 }
 
 #endif

@@ -249,7 +249,6 @@ static linnet_status describe(cuda_backend *b, linnet_model *m, const linnet_ite
     memcpy(g->up_host + u.not_finite, &all_finite, sizeof all_finite);
     cuda_pass *p = &g->pass;
     p->host_rows = rows;
-    p->host_runs = runs;
     p->rows = (const cuda_row *)(const void *)(g->up_gpu + u.rows);
     p->runs = (const cuda_run *)(const void *)(g->up_gpu + u.runs);
     p->wanted = (const int *)(const void *)(g->up_gpu + u.wanted);

@@ -46,7 +46,6 @@ typedef struct {
     const row *host_rows; /* [n] */
     const cuda_row *rows; /* [n] on the GPU, as all that follows */
     const cuda_run *runs; /* [n_runs] */
-    const cuda_run *host_runs;
     size_t n_runs;
     /* Upper bounds on what the rows of a piece need, fit for a graph that is recorded once and
      * launched again with other rows: */

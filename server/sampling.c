@@ -44,8 +44,8 @@ bool field_whole(request *r, const json_t *body, const char *name, int64_t low, 
     return true;
 }
 
-bool field_real(request *r, const json_t *body, const char *name, double low, double high,
-                float *out) {
+static bool field_real(request *r, const json_t *body, const char *name, double low, double high,
+                       float *out) {
     json_t *value = field(body, name);
     if (!value) return true;
     double x = json_number_value(value);

@@ -31,8 +31,6 @@ json_t *field(const json_t *body, const char *name);
 bool field_bool(request *r, const json_t *body, const char *name, bool *out);
 bool field_whole(request *r, const json_t *body, const char *name, int64_t low, int64_t high,
                  int64_t *out);
-bool field_real(request *r, const json_t *body, const char *name, double low, double high,
-                float *out);
 /* 400 with `name` as its param. */
 __attribute__((format(printf, 3, 4))) bool bad_field(request *r, const char *name,
                                                      const char *format, ...);

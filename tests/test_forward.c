@@ -1,25 +1,10 @@
 /* The forward pass against upstream's logits (tests/golden/make_models.py). That it equals itself
  * however the prompt is cut, whatever the threads or neighbours, is in test_grid.c. */
-#include "support.h"
+#include "each_model.h"
 
-#include <glob.h>
+enum { MAX_IDS = 512 };
 
-/* Every tests/data/models/NAME.logits.npy, with NAME.gguf and NAME.ids beside it. */
-enum { MAX_NAMES = 128, MAX_IDS = 512 };
-static char names[MAX_NAMES][64];
-static int n_names;
-
-static void find_names(void) {
-    static const char folder[] = "tests/data/models/", suffix[] = ".logits.npy";
-    glob_t found;
-    assert_int_equal(glob("tests/data/models/*.logits.npy", 0, NULL, &found), 0);
-    for (size_t i = 0; i < found.gl_pathc && n_names < MAX_NAMES; i++)
-        snprintf(names[n_names++], sizeof *names, "%.*s",
-                 (int)(strlen(found.gl_pathv[i]) - strlen(folder) - strlen(suffix)),
-                 found.gl_pathv[i] + strlen(folder));
-    globfree(&found);
-}
-
+/* A tests/data/models/NAME.logits.npy, with NAME.gguf and NAME.ids beside it. */
 typedef struct {
     char path[256];
     int32_t ids[MAX_IDS];
@@ -92,20 +77,8 @@ static void faster_paths_are_near(void **state) {
     free(g.logits);
 }
 
-static struct CMUnitTest tests[2 * MAX_NAMES];
-static size_t n_tests;
-
-static void add(const char *what, CMUnitTestFunction f) {
-    static char test_names[2 * MAX_NAMES][96];
-    for (int i = 0; i < n_names; i++) {
-        char *name = test_names[n_tests];
-        snprintf(name, sizeof *test_names, "%.60s_%.30s", names[i], what);
-        tests[n_tests++] = (struct CMUnitTest){name, f, NULL, NULL, names[i]};
-    }
-}
-
 int main(void) {
-    find_names();
+    find_names(".logits.npy");
     add("exact", exact_equals_upstream);
     add("near", faster_paths_are_near);
     return _cmocka_run_group_tests("forward", tests, n_tests, NULL, NULL);

@@ -1,33 +1,6 @@
 /* What is said of broken files of the Qwen and OLMo hybrids. That whole ones match upstream is in
  * test_forward.c (tests/golden/make_qwen_hybrid.py). */
-#include "support.h"
-
-#include <unistd.h>
-
-typedef struct {
-    char *data;
-    size_t n;
-} bytes;
-
-static bytes read_file(const char *name) {
-    char path[128];
-    bytes b = {malloc(1 << 20), 0};
-    snprintf(path, sizeof path, "tests/data/models/%s.gguf", name);
-    FILE *f = fopen(path, "rb");
-    if (!f) fail_msg("%s: cannot be opened", path);
-    b.n = fread(b.data, 1, 1 << 20, f);
-    fclose(f);
-    return b;
-}
-
-/* Where a whole string of the file begins: after its length. */
-static char *find(bytes b, const char *text) {
-    uint64_t n = strlen(text);
-    for (char *at = b.data; (at = memmem(at, b.n - (size_t)(at - b.data), text, n)); at++)
-        if (at - b.data >= 8 && !memcmp(at - 8, &n, 8)) return at;
-    fail_msg("%s is not in the file", text);
-    return NULL;
-}
+#include "broken.h"
 
 /* `text` becomes `other` of the same length; or, other NULL, the byte `at` bytes behind `text`
  * becomes `value`: 4 is the first of a number, 16 of an array's first element. */
@@ -36,32 +9,19 @@ typedef struct {
     int at, value;
     int status; /* LINNET_OK: still opens */
     const char *says;
-} breakage;
+} byte_change;
 
-static void check(const char *name, const breakage *c) {
-    char path[] = "/tmp/linnet_hybrid_XXXXXX";
+static void check(const char *name, const byte_change *c) {
     bytes b = read_file(name);
     char *at = find(b, c->text);
     if (c->other)
         memcpy(at, c->other, strlen(c->other));
     else
         at[strlen(c->text) + (size_t)c->at] = (char)c->value;
-    int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    assert_int_equal(write(fd, b.data, b.n), b.n);
-    close(fd);
-    linnet_model *m = NULL;
-    linnet_error err = {0};
-    linnet_status s = linnet_model_open(&m, path, NULL, &err);
-    unlink(path);
-    free(b.data);
-    linnet_model_close(m);
-    if ((int)s != c->status || !strstr(err.text, c->says))
-        fail_msg("%s: %s: status %d, \"%s\"; expected %d, \"%s\"", name, c->text, (int)s,
-                 s ? err.text : "", c->status, c->says);
+    check_opens_with(name, c->text, b, (linnet_status)c->status, c->says);
 }
 
-static void check_all(const char *name, const breakage *list, size_t n) {
+static void check_all(const char *name, const byte_change *list, size_t n) {
     for (size_t i = 0; i < n; i++)
         check(name, &list[i]);
 }
@@ -71,7 +31,7 @@ enum { FORMAT = LINNET_ERR_FORMAT, UNSUPPORTED = LINNET_ERR_UNSUPPORTED };
 
 static void broken_qwen35_files_are_refused(void **state) {
     (void)state;
-    static const breakage keys[] = {
+    static const byte_change keys[] = {
         {"qwen35", "qwen36", 0, 0, UNSUPPORTED, "architecture 'qwen36' is not supported"},
         {"qwen35.ssm.state_size", "qwen35.ssm.state_sizx", 0, 0, FORMAT,
          "qwen35.ssm.state_size\" is missing"},
@@ -97,7 +57,7 @@ static void broken_qwen35_files_are_refused(void **state) {
          "blk.2.attn_q.weight: expected shape [24, 64], found [24, 128]"},
     };
     CHECK_ALL("qwen35_r2", keys);
-    static const breakage tensors[] = {
+    static const byte_change tensors[] = {
         {"blk.0.attn_gate.weight", "blk.0.attn_gatx.weight", 0, 0, FORMAT,
          "tensor blk.0.attn_gate.weight is missing"},
         {"blk.1.ssm_conv1d.weight", "blk.1.ssm_conv2d.weight", 0, 0, FORMAT,
@@ -120,7 +80,7 @@ static void broken_qwen35_files_are_refused(void **state) {
 /* The block behind the layers is skipped only where the file counts it as such. */
 static void prediction_blocks_are_counted(void **state) {
     (void)state;
-    static const breakage list[] = {
+    static const byte_change list[] = {
         {"qwen35.nextn_predict_layers", NULL, 4, 1, LINNET_OK, ""},
         {"qwen35.nextn_predict_layers", NULL, 4, 0, UNSUPPORTED,
          "blk.3.nextn.eh_proj.weight is not part of the architecture"},
@@ -141,7 +101,7 @@ static void prediction_blocks_are_counted(void **state) {
 
 static void broken_qwen3next_files_are_refused(void **state) {
     (void)state;
-    static const breakage list[] = {
+    static const byte_change list[] = {
         {"blk.0.ssm_ba.weight", "blk.0.ssm_bx.weight", 0, 0, FORMAT,
          "tensor blk.0.ssm_beta.weight is missing"},
         {"blk.1.attn_qkv.weight", "blk.1.ssm_inxx.weight", 0, 0, FORMAT,
@@ -152,7 +112,7 @@ static void broken_qwen3next_files_are_refused(void **state) {
 
 static void broken_olmo_files_are_refused(void **state) {
     (void)state;
-    static const breakage list[] = {
+    static const byte_change list[] = {
         {"blk.2.post_attention_norm.weight", "blk.2.post_attention_nork.weight", 0, 0, FORMAT,
          "tensor blk.2.attn_norm.weight is missing"},
         {"blk.2.post_ffw_norm.weight", "blk.2.post_ffw_nork.weight", 0, 0, FORMAT,

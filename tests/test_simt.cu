@@ -7,7 +7,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -120,11 +119,10 @@ template <int N> __global__ void sized(float *out) {
     out[threadIdx.x] = row[N - 1] + (float)single;
 }
 
-__global__ void sums(const float *in, float *sum, float *most) {
+__global__ void sums(const float *in, float *sum) {
     float x = in[blockIdx.x * blockDim.x + threadIdx.x];
-    float s = block_sum(x), again = block_sum(x), m = block_max(x);
+    float s = block_sum(x), again = block_sum(x);
     sum[blockIdx.x * blockDim.x + threadIdx.x] = s == again ? s : -1;
-    most[blockIdx.x * blockDim.x + threadIdx.x] = m;
 }
 
 static void test_shared_in_templates(void **state) {
@@ -144,11 +142,11 @@ static void test_sums(void **state) {
     for (int order = SIMT_FORWARD; order <= SIMT_SHUFFLED; order++) {
         simt_set_order((simt_order)order, 2);
         float *p = on_gpu(in.size(), in.data());
-        float *sum = on_gpu<float>(in.size()), *most = on_gpu<float>(in.size());
-        launch(stream, dim3(3), dim3(160), 0, sums, p, sum, most);
-        std::vector<float> s = take_back(sum, in.size()), m = take_back(most, in.size());
+        float *sum = on_gpu<float>(in.size());
+        launch(stream, dim3(3), dim3(160), 0, sums, p, sum);
+        std::vector<float> s = take_back(sum, in.size());
         for (size_t b = 0; b < 3; b++) {
-            float want = 0, largest = in[b * 160];
+            float want = 0;
             for (size_t w = 0; w < 5; w++) {
                 float x[32];
                 memcpy(x, &in[b * 160 + w * 32], sizeof x);
@@ -157,12 +155,8 @@ static void test_sums(void **state) {
                         x[i] = x[i] + x[i + step];
                 want = w ? want + x[0] : x[0];
             }
-            for (size_t i = 0; i < 160; i++)
-                largest = std::max(largest, in[b * 160 + i]);
-            for (size_t i = b * 160; i < (b + 1) * 160; i++) {
+            for (size_t i = b * 160; i < (b + 1) * 160; i++)
                 assert_int_equal(bits_of(s[i]), bits_of(want));
-                assert_int_equal(bits_of(m[i]), bits_of(largest));
-            }
         }
         device_free(gpu, p);
     }
@@ -282,39 +276,6 @@ static void test_atomics(void **state) {
     assert_memory_equal(take_back(b, 4).data(), counts_after, sizeof counts);
     assert_true(take_back(c, 1)[0] == 128);
     assert_true(take_back(d, 1)[0] == 256ull << 33);
-}
-
-/* Every block adds the whole of what the last round left, so a block that runs ahead shows. */
-__global__ void rounds(unsigned *values, int n_rounds) {
-    unsigned n = gridDim.x * blockDim.x, i = blockIdx.x * blockDim.x + threadIdx.x;
-    for (int r = 0; r < n_rounds; r++) {
-        unsigned sum = 0;
-        for (unsigned j = 0; j < n; j++)
-            sum += values[j] * (j + 1);
-        grid_barrier();
-        values[i] = sum + i;
-        grid_barrier();
-    }
-}
-
-static void test_grid_barrier(void **state) {
-    (void)state;
-    for (int order = SIMT_FORWARD; order <= SIMT_SHUFFLED; order++) {
-        simt_set_order((simt_order)order, 4);
-        std::vector<unsigned> v(4 * 32, 1);
-        unsigned *p = on_gpu(v.size(), v.data());
-        assert_true(cooperative_blocks(stream, 32, 0, rounds) >= 4);
-        launch_cooperative(stream, dim3(4), dim3(32), 0, rounds, p, 3);
-        std::vector<unsigned> out = take_back(p, v.size());
-        for (int r = 0; r < 3; r++) {
-            unsigned sum = 0;
-            for (unsigned j = 0; j < v.size(); j++)
-                sum += v[j] * (j + 1);
-            for (unsigned j = 0; j < v.size(); j++)
-                v[j] = sum + j;
-        }
-        assert_memory_equal(out.data(), v.data(), v.size() * 4);
-    }
 }
 
 /* ---- Memory ------------------------------------------------------------------------------ */
@@ -841,8 +802,6 @@ static void test_bad_launches(void **state) {
     assert_int_equal(download(p, 64)[0], 1); /* nothing broke */
     launch(stream, dim3(1), dim3(64), 1 << 20, sized<7>, (float *)p);
     refused(device_finish(gpu, &err), LINNET_ERR_DEVICE, &err, "kernel sized<7> was not launched");
-    launch_cooperative(stream, dim3(1 << 16), dim3(64), 0, rounds, (unsigned *)p, 1);
-    refused(device_finish(gpu, &err), LINNET_ERR_DEVICE, &err, "kernel rounds was not launched");
     launch(stream, dim3(0), dim3(64), 0, add, p, 64, 1);
     refused(device_finish(gpu, &err), LINNET_ERR_DEVICE, &err, "kernel add was not launched");
     assert_int_equal(take_back(p, 64)[0], 1);
@@ -959,7 +918,6 @@ enum {
     OTHER_SHUFFLE,
     MISALIGNED,
     NEVER_WAITS,
-    GRID_BARRIER,
     TOO_MUCH_SHARED,
     HALF_WARP,
     N_WRONGS
@@ -1015,9 +973,6 @@ __global__ void wrong(int which, int *out, const float *in) {
     case NEVER_WAITS:
         if (i < 8) cp_async16(&tile[i * 4], in + i * 4);
         break;
-    case GRID_BARRIER:
-        grid_barrier();
-        break;
     case TOO_MUCH_SHARED: {
         SHARED(float, huge, [12500]);
         huge[i] = 1;
@@ -1045,7 +1000,6 @@ static void test_caught(void **state) {
         " while others of its mask are in __",
         "load16 at 0x",
         "it returns before it has waited for its cp.async",
-        "but the launch is not cooperative",
         "its arrays up to huge take 50128 bytes of shared memory, and 49152 can be declared",
         "__shfl_xor_sync with mask ffffffff, but of its lanes only 0000ffff are there",
     };
@@ -1234,7 +1188,6 @@ int main(void) {
         TEST(test_shuffles),
         TEST(test_votes),
         TEST(test_atomics),
-        TEST(test_grid_barrier),
         TEST(test_dynamic_shared),
         TEST(test_copies),
         TEST(test_graph),

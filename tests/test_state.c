@@ -4,16 +4,12 @@
 #include "../model.h"
 #include "../weights/hash.h"
 
-#include "support.h"
+#include "each_model.h"
 
-#include <glob.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Every tests/data/models/NAME.ids, as tests/test_forward.c finds them. */
-enum { MAX_NAMES = 128, MAX_IDS = 130 };
-static char names[MAX_NAMES][64];
-static int n_names;
+enum { MAX_IDS = 130 };
 static char folder[] = "/tmp/linnet_state_XXXXXX";
 
 typedef struct {
@@ -21,17 +17,6 @@ typedef struct {
     int32_t ids[MAX_IDS];
     size_t n, width;
 } golden;
-
-static void find_names(void) {
-    static const char in[] = "tests/data/models/", suffix[] = ".ids";
-    glob_t found;
-    assert_int_equal(glob("tests/data/models/*.ids", 0, NULL, &found), 0);
-    for (size_t i = 0; i < found.gl_pathc && n_names < MAX_NAMES; i++)
-        snprintf(names[n_names++], sizeof *names, "%.*s",
-                 (int)(strlen(found.gl_pathv[i]) - strlen(in) - strlen(suffix)),
-                 found.gl_pathv[i] + strlen(in));
-    globfree(&found);
-}
 
 static golden find(const char *name) {
     golden g;
@@ -627,21 +612,9 @@ static void known_hashes(void **state) {
         }
 }
 
-static struct CMUnitTest tests[2 * MAX_NAMES + 16];
-static size_t n_tests;
-
-static void add(const char *what, CMUnitTestFunction f) {
-    static char test_names[2 * MAX_NAMES][96];
-    for (int i = 0; i < n_names; i++) {
-        char *name = test_names[n_tests];
-        snprintf(name, sizeof *test_names, "%.60s_%.30s", names[i], what);
-        tests[n_tests++] = (struct CMUnitTest){name, f, NULL, NULL, names[i]};
-    }
-}
-
 int main(void) {
     if (!mkdtemp(folder)) return 1;
-    find_names();
+    find_names(".ids");
     add("forks_diverge", forks_diverge);
     add("every_damage", every_damage);
     const struct CMUnitTest once[] = {cmocka_unit_test(flip_all_bits),

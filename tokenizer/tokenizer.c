@@ -470,11 +470,6 @@ bool tokenizer_is_special(const tokenizer *t, int32_t id) {
     return type == TOKEN_CONTROL || type == TOKEN_UNKNOWN || type == TOKEN_UNUSED;
 }
 
-const char *tokenizer_text(const tokenizer *t, int32_t id, size_t *n) {
-    *n = 0;
-    return id >= 0 && id < t->v.n ? vocab_piece(&t->v, id, n) : "";
-}
-
 /* ---- Encoding ---------------------------------------------------------------------------- */
 
 /* A copy of `text` with every maximal part of a broken character replaced by U+FFFD; NULL in *out

@@ -45,8 +45,6 @@ int32_t tokenizer_special(const tokenizer *t, const char *text);
  * length in *length; -1 if there is none. */
 int32_t tokenizer_next_special(const tokenizer *t, const char *text, size_t n, size_t *at,
                                size_t *length);
-/* How a special token is spelled ("</s>"), which is what templates write; any token's bytes. */
-const char *tokenizer_text(const tokenizer *t, int32_t id, size_t *n);
 
 /* Appends the ids of `text`; no BOS, no EOS; on an error `out` is as before.
  *

@@ -52,7 +52,7 @@ static const struct {
     [GGUF_F64] = {"f64", 8},
 };
 
-const char *gguf_type_name(gguf_type type) {
+static const char *type_name(gguf_type type) {
     return (unsigned)type < GGUF_N_TYPES ? types[type].name : "unknown";
 }
 
@@ -788,7 +788,7 @@ linnet_status gguf_get_array(const gguf *g, const char *key, gguf_type element, 
     if (!kv) return LINNET_OK;
     if (kv->type != GGUF_ARRAY || kv->element != element) {
         char expected[40];
-        snprintf(expected, sizeof expected, "an array of %s", gguf_type_name(element));
+        snprintf(expected, sizeof expected, "an array of %s", type_name(element));
         return mistyped(g, kv, expected, err);
     }
     *out = kv;

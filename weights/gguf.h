@@ -70,8 +70,6 @@ linnet_status gguf_open_memory(gguf **out, const void *data, size_t bytes, const
 const char *gguf_path(const gguf *g);
 /* The end of a path, short enough to leave room for the rest of a message; gguf_path is such. */
 const char *gguf_short_path(const char *path);
-/* The name of a value type ("u32", "string", ...). */
-const char *gguf_type_name(gguf_type type);
 uint32_t gguf_alignment(const gguf *g);
 uint64_t gguf_file_bytes(const gguf *g);
 size_t gguf_n_kv(const gguf *g);

@@ -16,9 +16,6 @@ void simt_set_order(simt_order order, uint64_t seed);
 
 /* Bytes that device_alloc can give in all; at the start 16 GiB. */
 void simt_set_memory(size_t bytes);
-/* Dynamic and static shared memory that a block can have; at the start 99 KiB, the least of all
- * GPUs since sm_80. */
-void simt_set_shared(size_t bytes);
 
 /* What device_open finds. */
 typedef enum { SIMT_GPU, SIMT_NO_GPU, SIMT_OLD_DRIVER, SIMT_OTHER_ARCHITECTURE } simt_machine;

@@ -24,7 +24,7 @@ simt_machine machine = SIMT_GPU;
 size_t memory_limit = (size_t)16 << 30;
 uint64_t fault_at, n_launches;
 
-enum { SM_COUNT = 2, SM_THREADS = 2048, INDEX = 0, MOST_OVERLAPPED = 3 };
+enum { SM_COUNT = 2, INDEX = 0, MOST_OVERLAPPED = 3 };
 const char *const NAME = "emulated";
 
 } // namespace
@@ -77,7 +77,7 @@ linnet_status device_get_info(device *d, device_info *info, linnet_error *err) {
     info->total_bytes = memory_limit;
     info->free_bytes = memory_limit - min_size(d->in_use, memory_limit);
     info->l2_bytes = 4 << 20;
-    info->shared_bytes = simt_shared_limit();
+    info->shared_bytes = shared_limit;
     info->bandwidth = 100e9;
     info->driver = info->runtime = 13000;
     return LINNET_OK;
@@ -161,24 +161,14 @@ void simt_launch(device_stream d, const launch_shape &shape, std::function<void(
         threads > 1024)
         snprintf(text, sizeof text, "a grid of %ux%ux%u blocks of %ux%ux%u threads", g[0], g[1],
                  g[2], b[0], b[1], b[2]);
-    else if (shape.shared_bytes > simt_shared_limit())
+    else if (shape.shared_bytes > shared_limit)
         snprintf(text, sizeof text, "%zu bytes of shared memory per block, and there are %zu",
-                 shape.shared_bytes, simt_shared_limit());
-    else if (shape.cooperative &&
-             (uint64_t)g[0] * g[1] * g[2] >
-                 (uint64_t)simt_cooperative_blocks(d, (unsigned)threads, shape.shared_bytes))
-        snprintf(text, sizeof text, "too many blocks in a cooperative launch: %ux%ux%u", g[0], g[1],
-                 g[2]);
+                 shape.shared_bytes, shared_limit);
     if (*text)
         note_error(d, "GPU 0 (" + std::string(NAME) + "): kernel " + name +
                           " was not launched: " + text);
     else
         give(d, work{true, {shape, name, std::move(body)}, {}});
-}
-
-int simt_cooperative_blocks(device_stream, unsigned threads, size_t shared_bytes) {
-    size_t by_shared = shared_bytes ? simt_shared_limit() / shared_bytes : SIZE_MAX;
-    return SM_COUNT * (int)min_size(SM_THREADS / round_up(threads, 32), by_shared);
 }
 
 /* ---- Memory ------------------------------------------------------------------------------ */

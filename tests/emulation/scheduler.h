@@ -17,6 +17,7 @@ struct simt_grid {
  * False with a sentence in *failure when the kernel did what a GPU would not survive. */
 bool simt_run(const simt_grid &grid, const std::function<bool()> *previous, std::string *failure);
 
-size_t simt_shared_limit();
+/* Dynamic and static shared memory that a block can have: the least of all GPUs since sm_80. */
+const size_t shared_limit = 99 << 10;
 
 #endif

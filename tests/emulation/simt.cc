@@ -68,7 +68,7 @@ enum { SAVED_WORDS = 20, RETURN_WORD = 11, SPARE_WORDS = 2 };
 namespace {
 
 enum { STACK_BYTES = 256 << 10, GUARD_BYTES = 64 << 10 };
-enum state { READY, AT_BARRIER, AT_GRID_BARRIER, AT_EXCHANGE, AT_PREVIOUS, DONE };
+enum state { READY, AT_BARRIER, AT_EXCHANGE, AT_PREVIOUS, DONE };
 
 struct block;
 
@@ -131,8 +131,6 @@ struct running {
     const simt_grid *grid;
     const std::function<bool()> *previous;
     bool previous_ran;
-    std::vector<block *> blocks;
-    unsigned n_at_grid_barrier;
     void *scheduler_sp;
     bool failed;
     std::string failure;
@@ -147,7 +145,6 @@ uint64_t n_blocks;
 
 simt_order order = SIMT_FORWARD;
 uint64_t random_state;
-size_t shared_limit = 99 << 10;
 
 uint64_t next_random() {
     uint64_t z = random_state += 0x9e3779b97f4a7c15u;
@@ -419,47 +416,17 @@ bool run_previous() {
     return ok;
 }
 
-/* Runs the resident blocks to their end. */
-void run_blocks() {
-    while (!now->failed) {
-        size_t done = 0;
-        unsigned n_threads = 0, at_previous = 0;
-        std::vector<unsigned> turn;
-        draw_order(turn, (unsigned)now->blocks.size());
-        for (unsigned i : turn) {
-            block *b = now->blocks[i];
-            run_block(b);
-            if (now->failed) return;
-        }
-        for (block *b : now->blocks) {
-            n_threads += (unsigned)b->threads.size();
-            done += b->n_done == b->threads.size();
-            for (thread *t : b->threads)
-                at_previous += t->at == AT_PREVIOUS;
-        }
-        if (done == now->blocks.size()) return;
-        if (at_previous) {
-            if (!run_previous()) return;
-            for (block *b : now->blocks)
-                for (thread *t : b->threads)
-                    if (t->at == AT_PREVIOUS) set_ready(t);
-        } else if (now->n_at_grid_barrier == n_threads) {
-            now->n_at_grid_barrier = 0;
-            for (block *b : now->blocks)
-                for (thread *t : b->threads)
-                    set_ready(t);
-        } else {
-            for (block *b : now->blocks)
-                if (b->n_done != b->threads.size()) {
-                    /* A block that waits inside is a better story than one at the grid's barrier.
-                     */
-                    bool inside = false;
-                    for (thread *t : b->threads)
-                        inside |= t->at == AT_BARRIER || t->at == AT_EXCHANGE;
-                    if (inside || b == now->blocks.back()) return deadlock(b);
-                }
-            return deadlock(now->blocks[0]);
-        }
+void run_to_end(block *b) {
+    for (;;) {
+        run_block(b);
+        if (now->failed || b->n_done == b->threads.size()) return;
+        bool at_previous = false;
+        for (thread *t : b->threads)
+            at_previous |= t->at == AT_PREVIOUS;
+        if (!at_previous) return deadlock(b);
+        if (!run_previous()) return;
+        for (thread *t : b->threads)
+            if (t->at == AT_PREVIOUS) set_ready(t);
     }
 }
 
@@ -468,7 +435,7 @@ void run_blocks() {
 simt_place *simt_here;
 
 bool simt_run(const simt_grid &grid, const std::function<bool()> *previous, std::string *failure) {
-    running run = {&grid, previous, false, {}, 0, nullptr, false, {}};
+    running run = {&grid, previous, false, nullptr, false, {}};
     running *outer = now;
     thread *outer_self = self;
     simt_place *outer_here = simt_here;
@@ -478,19 +445,13 @@ bool simt_run(const simt_grid &grid, const std::function<bool()> *previous, std:
     std::vector<unsigned> turn;
     draw_order(turn, n);
     if (!previous) run.previous_ran = true;
-    for (size_t at = 0; at < n && !run.failed;) {
-        size_t some = grid.shape.cooperative ? n : 1;
-        for (size_t i = at; i < at + some; i++)
-            run.blocks.push_back(take_block(grid, turn[i]));
-        run_blocks();
-        for (block *b : run.blocks) {
-            if (!run.failed && grid.shape.overlapped && !b->waited)
-                set_failure(b->threads[0], "it was launched to overlap the kernel in front, but no "
-                                           "thread of the block calls wait_for_previous");
-            give_block(b);
-        }
-        run.blocks.clear();
-        at += some;
+    for (size_t i = 0; i < n && !run.failed; i++) {
+        block *b = take_block(grid, turn[i]);
+        run_to_end(b);
+        if (!run.failed && grid.shape.overlapped && !b->waited)
+            set_failure(b->threads[0], "it was launched to overlap the kernel in front, but no "
+                                       "thread of the block calls wait_for_previous");
+        give_block(b);
     }
     if (!run.failed && !run.previous_ran) run_previous();
     now = outer;
@@ -547,16 +508,6 @@ simt_votes simt_barrier(simt_site site, bool vote) {
         wait(AT_BARRIER, site);
     }
     return b->result;
-}
-
-void simt_grid_barrier(simt_site site) {
-    if (!now->grid->shape.cooperative)
-        simt_fail("grid_barrier (%s:%d), but the launch is not cooperative", site.file, site.line);
-    if (self->in->n_done)
-        simt_fail("grid_barrier (%s:%d), but a thread of the block has returned", site.file,
-                  site.line);
-    now->n_at_grid_barrier++;
-    wait(AT_GRID_BARRIER, site);
 }
 
 void wait_for_previous() {
@@ -675,12 +626,4 @@ void simt_copy_wait(size_t groups_left) {
 void simt_set_order(simt_order o, uint64_t seed) {
     order = o;
     random_state = seed;
-}
-
-void simt_set_shared(size_t bytes) {
-    shared_limit = bytes;
-}
-
-size_t simt_shared_limit() {
-    return shared_limit;
 }

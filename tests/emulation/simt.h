@@ -1,10 +1,10 @@
 /* A GPU in plain C++, for tests: the words of CUDA that the kernels use, over fibers (simt.cc).
- * Each thread of a block is a fiber that runs until it must wait; blocks run one after another
- * (those of a cooperative launch side by side). What would be undefined on a GPU is a failure with
- * a sentence: a barrier that some threads miss, a shuffle whose lane never comes, a vector load off
- * its alignment. Shared memory is one allocation per array, so AddressSanitizer sees its ends, and
- * starts as NaN, as does the GPU's memory. Launches are queued and run when the host waits, so what
- * the host may not touch yet is not there yet. control.h has what only tests call. */
+ * Each thread of a block is a fiber that runs until it must wait; blocks run one after another.
+ * What would be undefined on a GPU is a failure with a sentence: a barrier that some threads miss,
+ * a shuffle whose lane never comes, a vector load off its alignment. Shared memory is one
+ * allocation per array, so AddressSanitizer sees its ends, and starts as NaN, as does the GPU's
+ * memory. Launches are queued and run when the host waits, so what the host may not touch yet is
+ * not there yet. control.h has what only tests call. */
 #ifndef SIMT_H
 #define SIMT_H
 
@@ -23,7 +23,6 @@ extern "C" {
 #define __global__ __attribute__((unused))
 #define __device__ __attribute__((unused))
 #define __host__
-#define __constant__ __attribute__((unused))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
@@ -53,12 +52,7 @@ struct dim3 {
         return {x, y, z, w};                                                                       \
     }
 SIMT_VECTOR(float, float)
-SIMT_VECTOR(int, int)
 SIMT_VECTOR(unsigned, uint)
-SIMT_VECTOR(short, short)
-SIMT_VECTOR(unsigned short, ushort)
-SIMT_VECTOR(signed char, char)
-SIMT_VECTOR(unsigned char, uchar)
 
 /* ---- The thread that runs ---------------------------------------------------------------- */
 struct simt_place {
@@ -70,7 +64,6 @@ extern simt_place *simt_here;
 #define blockIdx (simt_here->block)
 #define blockDim (simt_here->block_size)
 #define gridDim (simt_here->grid_size)
-enum { warpSize = 32 };
 
 /* Ends the kernel with a sentence, which device_finish reports. */
 [[noreturn]] void simt_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -90,7 +83,6 @@ struct simt_votes {
     int any, all, count;
 };
 simt_votes simt_barrier(simt_site site, bool vote);
-void simt_grid_barrier(simt_site site);
 
 /* All lanes of `mask` hand in `bytes` (at most 32) and meet; returns what lane i handed in, at
  * [i * 32]. Valid until the thread's next exchange. */
@@ -110,20 +102,13 @@ static inline int __syncthreads_and(int vote, SIMT_SITE) {
 static inline int __syncthreads_count(int vote, SIMT_SITE) {
     return simt_barrier(SIMT_HERE("__syncthreads_count"), vote != 0).count;
 }
-static inline void grid_barrier(SIMT_SITE) {
-    simt_grid_barrier(SIMT_HERE("grid_barrier"));
-}
 void wait_for_previous();
 static inline void let_next_start() {}
 static inline void __threadfence() {}
-static inline void __threadfence_block() {}
 
 /* ---- Within a warp ----------------------------------------------------------------------- */
 static inline void __syncwarp(unsigned mask = ~0u, SIMT_SITE) {
     simt_exchange(SIMT_HERE("__syncwarp"), mask, nullptr, 0);
-}
-static inline unsigned __activemask() {
-    return simt_live_lanes();
 }
 
 /* From lane `from` of the group of `width`; a lane outside the mask has nothing to give. */
@@ -184,10 +169,6 @@ DEVICE uint4 load16(const void *p) {
     simt_aligned(p, 16, "load16");
     return *static_cast<const uint4 *>(p);
 }
-template <class T> DEVICE T __ldg(const T *p) {
-    simt_aligned(p, alignof(T), "__ldg");
-    return *p;
-}
 
 /* One thread runs at a time, and changes places only where it waits. */
 template <class T> struct simt_same {
@@ -200,7 +181,6 @@ template <class T> struct simt_same {
         return old;                                                                                \
     }
 SIMT_ATOMIC(atomicAdd, old + x)
-SIMT_ATOMIC(atomicSub, old - x)
 SIMT_ATOMIC(atomicMax, old < x ? x : old)
 SIMT_ATOMIC(atomicMin, x < old ? x : old)
 SIMT_ATOMIC(atomicExch, x)
@@ -228,12 +208,6 @@ DEVICE unsigned __float_as_uint(float f) {
     unsigned u;
     memcpy(&u, &f, 4);
     return u;
-}
-DEVICE float __int_as_float(int i) {
-    return __uint_as_float((unsigned)i);
-}
-DEVICE int __float_as_int(float f) {
-    return (int)__float_as_uint(f);
 }
 DEVICE float f16_to_float(uint16_t h) {
     return (h & 0x7fff) > 0x7c00 ? __uint_as_float(0x7fffffff) : f16_to_f32(h);
@@ -264,44 +238,17 @@ DEVICE float __int2float_rn(int i) {
 DEVICE float __uint2float_rn(unsigned u) {
     return (float)u;
 }
-DEVICE float __fadd_rn(float a, float b) {
-    return a + b;
-}
-DEVICE float __fmul_rn(float a, float b) {
-    return a * b;
-}
-DEVICE float __fmaf_rn(float a, float b, float c) {
-    return fmaf(a, b, c);
-}
-DEVICE float __fdividef(float a, float b) {
-    return a / b;
-}
-DEVICE float rsqrtf(float x) {
-    return 1 / sqrtf(x);
-}
 DEVICE float __expf(float x) {
     return expf(x);
 }
-DEVICE float __logf(float x) {
-    return logf(x);
-}
-DEVICE float __saturatef(float x) {
-    return x > 0 ? x < 1 ? x : 1 : 0;
-}
 DEVICE int __popc(unsigned u) {
     return __builtin_popcount(u);
-}
-DEVICE int __popcll(unsigned long long u) {
-    return __builtin_popcountll(u);
 }
 DEVICE int __clz(int i) {
     return i ? __builtin_clz((unsigned)i) : 32;
 }
 DEVICE int __ffs(int i) {
     return __builtin_ffs(i);
-}
-DEVICE unsigned __umulhi(unsigned a, unsigned b) {
-    return (unsigned)((uint64_t)a * b >> 32);
 }
 /* c plus the four products of signed bytes. */
 DEVICE int __dp4a(int a, int b, int c) {
@@ -346,17 +293,11 @@ void simt_copy_wait(size_t groups_left);
 /* ---- Launches ---------------------------------------------------------------------------- */
 /* Queues the launch; `body` is what each thread runs. */
 void simt_launch(device_stream s, const launch_shape &shape, std::function<void()> body);
-int simt_cooperative_blocks(device_stream s, unsigned threads, size_t shared_bytes);
 
 template <class... P, class... A>
 void launch_kernel(device_stream s, const launch_shape &shape, void (*kernel)(P...), A... args) {
     std::tuple<P...> values(args...);
     simt_launch(s, shape, [=] { std::apply(kernel, values); });
-}
-
-template <class... P>
-int cooperative_blocks(device_stream s, unsigned threads, size_t shared_bytes, void (*)(P...)) {
-    return simt_cooperative_blocks(s, threads, shared_bytes);
 }
 
 #endif
