@@ -158,10 +158,10 @@ static bool multiply(const cuda_pass *p, const void *w, size_t ldw, const gpu_pr
                      size_t cols, const packed_rows *x, size_t n, void *workspace) {
     cublas_library *lib = library();
     /* The stream itself is the device layer's: a launch that never happens brings it here. */
-    launch_shape shape = launch_as("cublasLtMatmul", dim3(1), dim3(1), 0, false, false);
+    launch_shape shape = launch_as("cublasLtMatmul", dim3(1), dim3(1), 0, false);
     cudaLaunchConfig_t config;
-    cudaLaunchAttribute attributes[2];
-    if (!device_prepare(p->stream, shape, NULL, &config, attributes)) return true; /* kept */
+    cudaLaunchAttribute attribute;
+    if (!device_prepare(p->stream, shape, NULL, &config, &attribute)) return true; /* kept */
     known_shape wanted = {};
     cublasLtHandle_t handle = handle_of(lib, &wanted.gpu);
     if (!handle) return false;
