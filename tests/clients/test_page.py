@@ -8,6 +8,7 @@ import tempfile
 import unittest
 import urllib.request
 
+from selenium.common.exceptions import NoSuchElementException
 from selenium.webdriver.common.keys import Keys
 
 from tests.clients.browser import Browser
@@ -84,6 +85,19 @@ class Page(unittest.TestCase):
         origin, names = self.b.js("return [location.origin, performance.getEntriesByType('resource').map((e) => e.name)]")
         self.assertEqual([n for n in names if not n.startswith(origin + "/")], [])
 
+    def see(self, look, wanted, *more):
+        """The page shows it, or will in a moment: what a click does may come with a later event."""
+        def seen():
+            try:
+                return look() == wanted
+            except (IndexError, NoSuchElementException):
+                return False
+        try:
+            self.b.wait(seen, "it", 10)
+        except AssertionError:
+            pass
+        self.assertEqual(look(), wanted, *more)
+
     def answer(self, wanted):
         """Answers anew until it is `wanted`: which of the two it is depends on the seed."""
         for _ in range(40):
@@ -106,7 +120,7 @@ class Page(unittest.TestCase):
         self.assertGreater(int(line[1]), 1)
         b.press(Keys.ESCAPE)
         b.settle()
-        self.assertTrue(b.answers()[0].startswith("tick tock tick tock"))
+        self.see(lambda: b.answers()[0].startswith("tick tock tick tock"), True)
 
     def test_an_answer_goes_on_while_another_conversation_is_shown(self):
         b = self.b
@@ -114,16 +128,16 @@ class Page(unittest.TestCase):
         b.say("Hello", settle=False)
         b.wait(lambda: len("".join(b.answers())) > 20, "some text")
         b.button("New conversation")
-        self.assertEqual((b.said(), b.answering()), ([], False))
-        self.assertEqual(b.titles(), ["Hello writing"])
+        self.see(lambda: (b.said(), b.answering()), ([], False))
+        self.see(lambda: b.titles(), ["Hello writing"])
         written = self.written()
         b.wait(lambda: self.written() > written + 100, "more text")
         b.one("#list a").click()
-        self.assertTrue(b.answering())
+        self.see(lambda: b.answering(), True)
         self.assertGreater(len(b.answers()[0]), 100)
         b.one("#send").click()
         b.settle()
-        self.assertEqual(b.titles(), ["Hello"])
+        self.see(lambda: b.titles(), ["Hello"])
 
     def written(self):
         """Tokens that the server has sampled."""
@@ -136,9 +150,9 @@ class Page(unittest.TestCase):
         self.answer("Here are two tips")
         b.say("And a poem.")
         self.answer("A small")
-        self.assertEqual(b.said(), ["Two tips, please.\nBriefly.", "And a poem."])
-        self.assertEqual(b.answers()[1], SHORT)
-        self.assertEqual(b.titles(), ["Two tips, please."])
+        self.see(lambda: b.said(), ["Two tips, please.\nBriefly.", "And a poem."])
+        self.see(lambda: b.answers()[1], SHORT)
+        self.see(lambda: b.titles(), ["Two tips, please."])
         for line in b.figures():
             self.assertRegex(line, r"^[\d,]+ tokens · [\d.,]+ tok/s · first after [\d.]+ m?s · "
                                    r"[\d,]+ of [\d,]+ reused · state [\d.]+ [kM]B$")
@@ -146,7 +160,7 @@ class Page(unittest.TestCase):
         reused, prompt = map(int, re.search(r"(\d+) of (\d+) reused", b.figures()[1]).groups())
         self.assertGreater(reused, 0.7 * prompt)
         # The picture: a dot for each turn, and the words.
-        self.assertEqual(len(b.all("#chart .turn")), 2)
+        self.see(lambda: len(b.all("#chart .turn")), 2)
         self.assertRegex(b.text("#chart figcaption")[0], "Every token adds its keys and values, in pages of 64")
         b.one("#messages .answer summary").click()
         self.assertIn("Seed", b.text("#messages .figures dl")[0])
@@ -156,21 +170,21 @@ class Page(unittest.TestCase):
         b.open(self.talker().url)
         b.say('<img src=y onerror="window.hacked=4"><b>me</b> **no markdown**')
         self.answer("Here are two tips")
-        self.assertEqual(b.said(), ['<img src=y onerror="window.hacked=4"><b>me</b> **no markdown**'])
+        self.see(lambda: b.said(), ['<img src=y onerror="window.hacked=4"><b>me</b> **no markdown**'])
         text = "#messages .answer .text"
-        self.assertEqual(b.text(f"{text} > p:first-child strong"), ["two tips"])
-        self.assertEqual(b.text(f"{text} > ol > li > ul > li"), ["a lamp is enough", "paper has no notifications"])
-        self.assertEqual(b.text(f"{text} h5"), ["A small program"])
-        self.assertEqual(b.text(f"{text} pre code"),
+        self.see(lambda: b.text(f"{text} > p:first-child strong"), ["two tips"])
+        self.see(lambda: b.text(f"{text} > ol > li > ul > li"), ["a lamp is enough", "paper has no notifications"])
+        self.see(lambda: b.text(f"{text} h5"), ["A small program"])
+        self.see(lambda: b.text(f"{text} pre code"),
                          ["def sheep(n):  # <b>not bold</b>\n    while True:\n        yield n * 2 ** 3"])
         self.assertIn('<img src=x onerror="window.hacked=1"><script>window.hacked=2</script> and '
                       "[a link](javascript:window.hacked=3), ünïcode 🐦 — done.", b.answers()[0])
-        self.assertEqual(b.all("#messages :is(img, script, a, b, iframe, object, style)"), [])
+        self.see(lambda: b.all("#messages :is(img, script, a, b, iframe, object, style)"), [])
         self.assertIsNone(b.js("return window.hacked ?? null"))
         # Another tab, or a reload: nothing of it is read as markup from the storage either.
         b.driver.refresh()
         b.wait(lambda: b.said(), "the conversation")
-        self.assertEqual(b.all(":is(#messages, #list) :is(img, script, b)"), [])
+        self.see(lambda: b.all(":is(#messages, #list) :is(img, script, b)"), [])
 
     def test_the_code_is_copied(self):
         b = self.b
@@ -193,26 +207,26 @@ class Page(unittest.TestCase):
         b.one("#input").send_keys(Keys.ARROW_UP)  # the last message
         b.press(" changed", Keys.ENTER)
         b.settle()
-        self.assertEqual(b.said(), ["first", "second changed"])
-        self.assertEqual(b.text(".user .count"), ["2/2"])
+        self.see(lambda: b.said(), ["first", "second changed"])
+        self.see(lambda: b.text(".user .count"), ["2/2"])
         b.all(".user button[aria-label^=Previous]")[-1].click()
-        self.assertEqual((b.said(), b.answers()), (["first", "second"], before))
-        self.assertEqual(b.text(".user .count"), ["1/2"])
+        self.see(lambda: (b.said(), b.answers()), (["first", "second"], before))
+        self.see(lambda: b.text(".user .count"), ["1/2"])
         # The focus stays on the arrow, so the keyboard can go on.
         b.press(Keys.TAB, Keys.ENTER)
-        self.assertEqual(b.said(), ["first", "second changed"])
+        self.see(lambda: b.said(), ["first", "second changed"])
         # An edit of the first message leaves what followed it behind the arrows.
         b.button("Edit", ".user:first-child")
         b.press("!", Keys.ENTER)
         b.settle()
-        self.assertEqual(b.said(), ["first!"])
+        self.see(lambda: b.said(), ["first!"])
         b.one(".user button[aria-label^=Previous]").click()
-        self.assertEqual(b.said(), ["first", "second changed"])
+        self.see(lambda: b.said(), ["first", "second changed"])
         # Escape leaves an edit without a trace.
         b.button("Edit", ".user:first-child")
         b.press("nothing", Keys.ESCAPE)
-        self.assertEqual(b.said(), ["first", "second changed"])
-        self.assertEqual(b.text(".user .count"), ["1/2", "2/2"])
+        self.see(lambda: b.said(), ["first", "second changed"])
+        self.see(lambda: b.text(".user .count"), ["1/2", "2/2"])
 
     def test_another_answer_is_a_sibling(self):
         b = self.b
@@ -224,9 +238,9 @@ class Page(unittest.TestCase):
         self.assertGreaterEqual(count, 2)
         for _ in range(count - 1):
             b.one(".answer button[aria-label^=Previous]").click()
-        self.assertEqual(b.answers(), [first])
+        self.see(lambda: b.answers(), [first])
         # The arrow at the end does nothing, and is there for Tab all the same.
-        self.assertEqual(b.one(".answer button[aria-label^=Previous]").get_attribute("aria-disabled"), "true")
+        self.see(lambda: b.one(".answer button[aria-label^=Previous]").get_attribute("aria-disabled"), "true")
 
     def test_a_fork_goes_its_own_way(self):
         b = self.b
@@ -234,17 +248,17 @@ class Page(unittest.TestCase):
         b.say("one")
         b.say("two")
         b.button("Fork from here", ".answer:nth-child(2)")
-        self.assertEqual(b.said(), ["one"])
-        self.assertEqual(b.titles(), ["one (fork)", "one"])
+        self.see(lambda: b.said(), ["one"])
+        self.see(lambda: b.titles(), ["one (fork)", "one"])
         b.say("three")
-        self.assertEqual(b.said(), ["one", "three"])
+        self.see(lambda: b.said(), ["one", "three"])
         reused, prompt = map(int, re.search(r"(\d+) of (\d+) reused", b.figures()[1]).groups())
         self.assertGreater(reused, 0.5 * prompt)
         b.all("#list a")[1].click()
-        self.assertEqual(b.said(), ["one", "two"])
+        self.see(lambda: b.said(), ["one", "two"])
         b.button("Fork", "#list")  # of everything
-        self.assertEqual(b.said(), ["one", "two"])
-        self.assertEqual(len(b.titles()), 3)
+        self.see(lambda: b.said(), ["one", "two"])
+        self.see(lambda: len(b.titles()), 3)
 
     def test_rename_delete_and_undo(self):
         b = self.b
@@ -253,14 +267,14 @@ class Page(unittest.TestCase):
         b.button("Rename", "#list")
         b.press(Keys.CONTROL + "a")
         b.press("<i>Tips</i>", Keys.ENTER)
-        self.assertEqual(b.titles(), ["<i>Tips</i>"])
-        self.assertEqual(b.driver.title, "<i>Tips</i> · linnet")
+        self.see(lambda: b.titles(), ["<i>Tips</i>"])
+        self.see(lambda: b.driver.title, "<i>Tips</i> · linnet")
         b.button("New conversation")
         b.say("two")
         b.button("Delete", "#list")
-        self.assertEqual((b.titles(), b.said()), (["<i>Tips</i>"], []))
+        self.see(lambda: (b.titles(), b.said()), (["<i>Tips</i>"], []))
         b.button("Undo")
-        self.assertEqual((b.titles(), b.said()), (["two", "<i>Tips</i>"], ["two"]))
+        self.see(lambda: (b.titles(), b.said()), (["two", "<i>Tips</i>"], ["two"]))
         b.button("Delete", "#list")
         b.driver.refresh()
         b.wait(lambda: b.titles() == ["<i>Tips</i>"], "the one that is left")
@@ -279,7 +293,7 @@ class Page(unittest.TestCase):
         state = b.said(), b.answers(), b.titles(), b.text(".count"), b.figures()
         b.driver.refresh()
         b.wait(lambda: b.said(), "the conversation")
-        self.assertEqual((b.said(), b.answers(), b.titles(), b.text(".count"), b.figures()), state)
+        self.see(lambda: (b.said(), b.answers(), b.titles(), b.text(".count"), b.figures()), state)
         self.assertEqual(b.js("return ['system', 'top_k', 'key'].map((id) => document.getElementById(id).value)"),
                          ["Be brief.", "40", "secret"])
         self.assertEqual(b.js("return Object.values(localStorage).filter((v) => v.includes('secret'))"), [])
@@ -296,7 +310,7 @@ class Page(unittest.TestCase):
         b.driver.refresh()
         b.wait(lambda: b.answers(), "the conversation")
         self.assertGreater(len(b.answers()[0]), 50)
-        self.assertFalse(b.answering())
+        self.see(lambda: b.answering(), False)
         self.assertIn("broken off", b.figures()[0])
         b.wait(lambda: metric(self.ticker(), "linnet_slots_busy") == 0, "a free slot")
 
@@ -328,19 +342,19 @@ class Page(unittest.TestCase):
         self.assertIn(first, ("Here are **two", "Here are two", SHORT))
         b.button("Another answer")  # the same seed: the same answer
         b.settle()
-        self.assertEqual(b.answers()[0], first)
+        self.see(lambda: b.answers()[0], first)
         b.one("#stop").clear()
         b.one("#temperature").clear()
         b.one("#temperature").send_keys("9")  # the server takes 0 to 2
         b.say("Again")
-        self.assertEqual(b.said(), ["Say"])
+        self.see(lambda: b.said(), ["Say"])
         self.assertEqual(b.js("return document.activeElement.id"), "temperature")
-        self.assertEqual(b.one("#input").get_attribute("value"), "Again")
+        self.see(lambda: b.one("#input").get_attribute("value"), "Again")
         b.button("Back to the defaults")
-        self.assertEqual(b.one("#temperature").get_attribute("value"), "0.7")
+        self.see(lambda: b.one("#temperature").get_attribute("value"), "0.7")
         b.one("#input").send_keys(Keys.ENTER)
         b.settle()
-        self.assertEqual(len(b.answers()), 2)
+        self.see(lambda: len(b.answers()), 2)
 
     def test_a_linear_model_has_a_flat_picture(self):
         b = self.b
@@ -351,7 +365,7 @@ class Page(unittest.TestCase):
         self.assertEqual(len(heights), 2)
         self.assertEqual(len(set(heights)), 1)
         self.assertRegex(b.text("#chart figcaption")[0], "and it stays so. A softmax model of this shape would hold")
-        self.assertEqual(len(b.all("#chart .softmax")), 1)
+        self.see(lambda: len(b.all("#chart .softmax")), 1)
 
     def test_errors_are_sentences_and_can_be_tried_again(self):
         b = self.b
@@ -362,18 +376,18 @@ class Page(unittest.TestCase):
         b.open(server.url)
         b.wait(lambda: "The server wants an API key." in b.text("#notice p"), "the notice")
         b.say("Hello")
-        self.assertEqual(b.text(".error p"), ["The server wants an API key."])
+        self.see(lambda: b.text(".error p"), ["The server wants an API key."])
         b.button("Enter the key", "#messages")
         b.press("wrong")
         b.button("Try again", "#messages")
         b.settle()
-        self.assertEqual(b.text(".error p"), ["The server does not accept this API key."])
+        self.see(lambda: b.text(".error p"), ["The server does not accept this API key."])
         b.one("#key").clear()
         b.one("#key").send_keys("open-sesame")
         b.button("Try again", "#messages")
         b.settle()
-        self.assertEqual((b.answers(), b.text(".error")), ([SHORT], []))
-        self.assertEqual(b.all(".count"), [])  # what failed left no sibling
+        self.see(lambda: (b.answers(), b.text(".error")), ([SHORT], []))
+        self.see(lambda: b.all(".count"), [])  # what failed left no sibling
         b.wait(lambda: b.text("#notice") == [""] and "locked" in b.text("#model")[0], "the model's name")
         self.assertTrue(all("401" in line for line in b.console()))  # Chromium's, one for each refusal
 
@@ -396,10 +410,10 @@ class Page(unittest.TestCase):
             server.stop()
         b.settle()
         self.assertRegex(b.text(".error p")[0], r"^The (connection to the )?server .+\.$")
-        self.assertTrue(b.answers()[0].startswith("tick tock"))  # what was written stays
+        self.see(lambda: b.answers()[0].startswith("tick tock"), True)  # what was written stays
         b.button("Try again", "#messages")
         b.settle()
-        self.assertEqual(b.text(".error p"), ["The server cannot be reached."])
+        self.see(lambda: b.text(".error p"), ["The server cannot be reached."])
         b.console()  # Chromium writes a line for each of these
 
     # ---- what every page owes its readers --------------------------------------------------------
@@ -460,13 +474,13 @@ class Page(unittest.TestCase):
             self.assertEqual(wide, [], where)
 
         fits("conversation")
-        self.assertFalse(b.one("#side").is_displayed())
+        self.see(lambda: b.one("#side").is_displayed(), False)
         b.button("Menu")
         fits("list")
-        self.assertTrue(b.one("#side").is_displayed())
+        self.see(lambda: b.one("#side").is_displayed(), True)
         self.assertTrue(b.js("return document.getElementById('side').contains(document.activeElement)"))
         b.press(Keys.ESCAPE)
-        self.assertFalse(b.one("#side").is_displayed())
+        self.see(lambda: b.one("#side").is_displayed(), False)
         self.assertEqual(b.js("return document.activeElement.id"), "side-open")
         b.button("Settings")
         fits("settings")
@@ -478,7 +492,7 @@ class Page(unittest.TestCase):
         b.one("#panel-close").click()
         b.button("Menu")
         b.button("New conversation")
-        self.assertFalse(b.one("#side").is_displayed())
+        self.see(lambda: b.one("#side").is_displayed(), False)
         b.screen(820, 1100)
         self.assertEqual(b.js("return document.documentElement.scrollWidth <= innerWidth"), True)
 
@@ -582,11 +596,11 @@ class Page(unittest.TestCase):
             localStorage["linnet.settings"] = "[3]"; localStorage["other"] = "kept";""")
         b.driver.refresh()
         b.wait(lambda: b.text("#model")[0], "the model's name")
-        self.assertEqual(b.titles(), [])
+        self.see(lambda: b.titles(), [])
         b.js("""for (let n = 1 << 22, i = 0; n > 16; i++) {
             try { localStorage["fill" + i] = "x".repeat(n); } catch { n >>= 1; } }""")
         b.say("Hello")
-        self.assertEqual(len(b.answers()), 1)
+        self.see(lambda: len(b.answers()), 1)
         self.assertRegex(b.text("#notice")[0], "^This browser has no room left for conversations")
         self.assertEqual(b.js("return localStorage.other"), "kept")
 
@@ -603,7 +617,7 @@ class Page(unittest.TestCase):
             b.driver.switch_to.window(first)
         b.wait(lambda: b.titles() == ["from the other tab"], "the other tab's conversation")
         b.one("#list a").click()
-        self.assertEqual(b.said(), ["from the other tab"])
+        self.see(lambda: b.said(), ["from the other tab"])
 
     MARKDOWN = [
         ("a\nb\n\nc", "<p>a\nb</p><p>c</p>"),
