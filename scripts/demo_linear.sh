@@ -1,10 +1,10 @@
 #!/bin/bash
 # SmolLM2-135M-Instruct and a linearization of it side by side: what they answer, how fast, with how much
 # state.
-#   scripts/demo_linear.sh [DELTA [QUESTION...]]    DELTA of models/smollm2-DELTA.pt; default sinks-softmax
+#   scripts/demo_linear.sh [DELTA [QUESTION...]]    DELTA of models/smollm2-DELTA.pt; default sinks
 set -euo pipefail
 cd "$(dirname "$0")/.."
-delta=${1:-sinks-softmax}
+delta=${1:-sinks}
 shift $(($# > 0))
 if [ $# -eq 0 ]; then
     set -- "Give me three tips for sleeping well." "Write a short story about a linnet who learns to sing." \
