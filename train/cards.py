@@ -36,18 +36,20 @@ curve of each. State: zoology's rule, float32, all layers, length 1,024.
 """
 
 
+def table(heads, rows):
+    return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|",
+                      *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
 def mqar_table(cards):
     """Of the MQAR models that were tested, by state."""
     rows = [c for c in cards if "test" in c]
     if not rows:
         return ""
     tasks = list(rows[0]["test"]["accuracy"])
-    lines = ["| model | parameters | state bytes | lr | " + " | ".join(tasks) + " | mean |",
-             "|---" * (5 + len(tasks)) + "|"]
-    for c in sorted(rows, key=lambda c: c[STATE]):
-        numbers = [f"{c['test']['accuracy'][t]:.3f}" for t in tasks]
-        lines.append(f"| {c['name']} | {c['parameters']:,} | {c[STATE]:,} | {c['lr']:g} | " +
-                     " | ".join(numbers) + f" | {c['test']['mean']:.3f} |")
+    lines = [[c["name"], f"{c['parameters']:,}", f"{c[STATE]:,}", f"{c['lr']:g}",
+              *(f"{c['test']['accuracy'][t]:.3f}" for t in tasks), f"{c['test']['mean']:.3f}"]
+             for c in sorted(rows, key=lambda c: c[STATE])]
     first = rows[0]
     longest = max(s[0] for s in first["config"]["task"]["segments"])
     return f"""
@@ -56,7 +58,7 @@ def mqar_table(cards):
 length:pairs, after {first['steps']} steps of {first['config']['batch_tokens']} tokens up to length {longest};
 what is longer is extrapolation. The learning rate was chosen on validation sequences.
 
-""" + "\n".join(lines) + "\n"
+""" + table(["model", "parameters", "state bytes", "lr", *tasks, "mean"], lines)
 
 
 def layers_of(c):
@@ -72,14 +74,15 @@ def text_table(cards):
     rows = [c for c in cards if "held-out" in c]
     if not rows:
         return ""
-    lines = ["| model | layers (and their windows) | parameters | state bytes | steps | lr | perplexity | as written | "
-             "bits per character |", "|---" * 9 + "|"]
+    heads = ["model", "layers (and their windows)", "parameters", "state bytes", "steps", "lr", "perplexity", "as written",
+             "bits per character"]
+    lines = []
     for c in sorted(rows, key=lambda c: c[STATE]):
         h = c["held-out"]
-        lines.append(f"| {c['name']} | {layers_of(c)} | {c['parameters']:,} | {c[STATE]:,} | {c['steps']:,}" +
-                     (f" after {c['config']['start_from']}" if "start_from" in c["config"] else "") +
-                     f" | {c['lr']:g} | {h['perplexity of the trainer']:.3f} | {h['perplexity of this file']:.3f} | "
-                     f"{c['result']['bits per character']:.3f} |")
+        after = f" after {c['config']['start_from']}" if "start_from" in c["config"] else ""
+        lines.append([c["name"], layers_of(c), f"{c['parameters']:,}", f"{c[STATE]:,}", f"{c['steps']:,}{after}",
+                      f"{c['lr']:g}", f"{h['perplexity of the trainer']:.3f}", f"{h['perplexity of this file']:.3f}",
+                      f"{c['result']['bits per character']:.3f}"])
     data, config = rows[0]["data"], rows[0]["config"]
     return f"""
 ## Language
@@ -89,7 +92,7 @@ From {', '.join(data['files'])}, {data['recall share']:.0%} of it synthetic text
 Perplexity on {rows[0]['held-out']['tokens']:,} held-out tokens: the trainer's, which linnet's equals in f16, and of the file,
 whose matrices are {rows[0]['held-out']['type of this file']}.
 
-""" + "\n".join(lines) + "\n"
+""" + table(heads, lines)
 
 
 def delta_table(cards):
@@ -97,20 +100,21 @@ def delta_table(cards):
     rows = [c for c in cards if "distill" in c]
     if not rows:
         return ""
-    lines = ["| delta | parameters | sinks | softmax layers | linear part | tokens, stage 1 | stage 2 | held out: KL to the "
-             "teacher | CE | the teacher's |", "|---" * 10 + "|"]
+    heads = ["delta", "parameters", "sinks", "softmax layers", "linear part", "tokens, stage 1", "stage 2",
+             "held out: KL to the teacher", "CE", "the teacher's"]
+    lines = []
     for c in rows:
         held = c["distill"]["held out"]
-        lines.append(f"| {c['name']} | {c['parameters']:,} | {c['student']['n_sink']} | "
-                     f"{', '.join(map(str, c['softmax layers'])) or '-'} | {'yes' if c['student']['linear'] else 'no'} | "
-                     f"{c['transfer']['tokens'] if 'transfer' in c else 0:,} | {c['distill']['tokens']:,} | "
-                     f"{held['kl']:.4f} | {held['ce']:.4f} | {held['teacher ce']:.4f} |")
+        lines.append([c["name"], f"{c['parameters']:,}", str(c["student"]["n_sink"]),
+                      ", ".join(map(str, c["softmax layers"])) or "-", "yes" if c["student"]["linear"] else "no",
+                      f"{c['transfer']['tokens'] if 'transfer' in c else 0:,}", f"{c['distill']['tokens']:,}",
+                      f"{held['kl']:.4f}", f"{held['ce']:.4f}", f"{held['teacher ce']:.4f}"])
     return """
 ## Linearized SmolLM2-135M-Instruct
 Deltas, made by `python3 -m train.linearize` ([docs/linearize.md](../docs/linearize.md)); `make demo-linear` joins
 them with the model of `make demo`. A window of """ + str(rows[0]["student"]["window"]) + """ keys in every linearized layer.
 
-""" + "\n".join(lines) + "\n"
+""" + table(heads, lines)
 
 
 def write_readme(folder):
