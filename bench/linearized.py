@@ -45,10 +45,10 @@ class Rows:
                 task, what = row["task"], dict(p.split("=", 1) for p in (row["params"] or "").split(",") if "=" in p)
                 if task == "ar":
                     task = os.path.basename(what["file"])
-                self.recall[name, task, int(what["N"]) if task == "copy" else row["len"]] = row
+                self.recall[name, task, int(what["N"]) if task == "copy" else row["len"] or 0] = row
 
     def columns(self, task):
-        return sorted({k[2] or 0 for k in self.recall if k[1] == task})
+        return sorted({k[2] for k in self.recall if k[1] == task})
 
     def names(self):
         have = {k[0] for k in self.recall}
@@ -78,7 +78,7 @@ def recalls(rows):
         for c in rows.columns(task)]
     lines = []
     for name in rows.names():
-        found = [rows.recall.get((name, task, c)) or rows.recall.get((name, task, c or None)) for task, c, _ in columns]
+        found = [rows.recall.get((name, task, c)) for task, c, _ in columns]
         lines.append([NAMES[name]] + ["-" if r is None else f"{r['acc']:.2f}" for r in found])
     return table(["right answers"] + [said for *_, said in columns], lines)
 

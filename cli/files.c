@@ -322,8 +322,10 @@ bool output_finish(output_file *o) {
 
 void output_abandon(output_file *o) {
     if (o->file) fclose(o->file);
-    if (o->temporary) unlink(o->temporary);
-    if (o->temporary) keep_on_crash(o->temporary);
+    if (o->temporary) {
+        unlink(o->temporary);
+        keep_on_crash(o->temporary);
+    }
     free(o->temporary);
     free(o->path);
     *o = (output_file){0};
