@@ -120,11 +120,11 @@ def documents(books, profiles, share, rng):
     return all_documents
 
 
-def cut(text):
-    """At ends of lines, about CHUNK characters each."""
+def cut(text, chunk=CHUNK):
+    """At ends of lines, about `chunk` characters each."""
     pieces, at = [], 0
     while at < len(text):
-        end = text.find("\n", at + CHUNK)
+        end = text.find("\n", at + chunk)
         end = len(text) if end < 0 else end
         pieces.append(text[at:end].strip("\n"))
         at = end

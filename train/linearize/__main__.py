@@ -28,7 +28,8 @@ def sample(args):
 
 def tokens(args):
     from . import data
-    print(data.prepare(args.linnet, args.model, args.text, args.out, args.length, args.separator, args.seed))
+    print(data.prepare(args.linnet, args.model, args.text, args.out, args.length, args.separator, args.seed,
+                       args.repeats))
 
 
 def stage(args):
@@ -37,7 +38,7 @@ def stage(args):
     need_torch()
     from .run import run
     run(config, args.command, args.base, args.data, args.out, args.products, args.device, args.until, args.cache,
-        args.recompute)
+        args.recompute, args.compile)
 
 
 def sensitivity(args):
@@ -45,7 +46,8 @@ def sensitivity(args):
     config = load(args.config)
     need_torch()
     from .sensitivity import run
-    print(run(config, args.base, args.data, args.out, args.sequences, args.products, args.device))
+    print(run(config, args.base, args.data, args.out, args.sequences, args.products, args.device,
+              args.compile))
 
 
 def delta(args):
@@ -82,6 +84,7 @@ def queue(args):
     from .jobs import run
     more = ["--base", args.base, "--data", args.data, "--products", args.products, "--device", args.device]
     more += ["--cache", args.cache] if args.cache else []
+    more += ["--compile"] if args.compile else []
     failed = run(args.config, args.out, args.jobs, more)
     if failed:
         raise TrainError(f"{len(failed)} failed: {', '.join(failed)}")
@@ -103,7 +106,9 @@ def parse(argv):
         p.add_argument("--products", choices=("float32", "bf16"), default="float32",
                        help="of the teacher's matrices; bf16 is fast where the processor multiplies it")
         p.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-        p.add_argument("--cache", help="folder that keeps the teacher's last hidden states for all of stage 2")
+        p.add_argument("--compile", action="store_true", help="layers by torch.compile: for a GPU")
+        p.add_argument("--cache", help="folder that keeps the teacher's last hidden states for all of stage 2,"
+                       " or `memory`: the GPU's")
 
     p = add("base", base, "a GGUF file as a folder in Hugging Face layout")
     p.add_argument("model")
@@ -123,6 +128,7 @@ def parse(argv):
     p.add_argument("text", nargs="+")
     p.add_argument("-o", "--out", required=True)
     p.add_argument("--length", type=int, default=1024)
+    p.add_argument("--repeats", type=int, default=0, help="documents that say a passage of the texts twice")
     p.add_argument("--separator", type=int, required=True, help="id between documents: the model's end of text")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--linnet", default="./linnet")
@@ -136,7 +142,7 @@ def parse(argv):
     p = add("sensitivity", sensitivity, "which layers need softmax most")
     p.add_argument("config", help="whose stage 1 is finished")
     add_training(p)
-    p.add_argument("--sequences", type=int, default=6)
+    p.add_argument("--sequences", type=int, default=12)
     p = add("delta", delta, "a finished run as OUT.pt and OUT.yaml, for python3 -m export --lolcats, and its card, OUT.json")
     p.add_argument("run", help="a run's folder: FOLDER/NAME/transfer or FOLDER/NAME/distill")
     p.add_argument("-o", "--out", required=True)

@@ -15,9 +15,14 @@ def fold(x, kv):
     return x.reshape(B * kv, H // kv, T, D)
 
 
-def softmax_attention(q, k, v):
+def softmax_attention(q, k, v, kind=torch.float32):
+    """`kind`: of the products on a GPU, which has one kernel for it all."""
     B, H, T, D = q.shape
     kv = k.shape[1]
+    if q.is_cuda:
+        k, v = (x.repeat_interleave(H // kv, 1) for x in (k, v))
+        return torch.nn.functional.scaled_dot_product_attention(
+            q.to(kind), k.to(kind), v.to(kind), is_causal=True).to(q.dtype)
     q = fold(q, kv) * D ** -0.5
     k, v = k.reshape(B * kv, T, D), v.reshape(B * kv, T, D)
     future = torch.full((QUERIES, QUERIES), -math.inf, device=q.device, dtype=q.dtype).triu(1)
@@ -73,15 +78,13 @@ def window_sums(q, k, v, window, sinks):
 
 
 class Features(torch.autograd.Function):
-    """[softmax(u); softmax(-u)], at least eps, of u [..., F]; keeps only its result."""
+    """[softmax(u); softmax(-u)], at least eps, of u [..., F]; keeps only its result. Nothing is changed in
+    place: torch.compile 2.11 then gives wrong gradients."""
 
     @staticmethod
     def forward(ctx, u, eps):
-        n = u.shape[-1]
-        out = u.new_empty(*u.shape[:-1], 2 * n)
-        out[..., :n] = u.softmax(-1)
-        out[..., n:] = u.neg().softmax(-1)
-        ctx.save_for_backward(out.clamp_(min=eps))
+        out = torch.cat([u.softmax(-1), u.neg().softmax(-1)], -1).clamp(min=eps)
+        ctx.save_for_backward(out)
         return out
 
     @staticmethod
@@ -105,23 +108,29 @@ def linear_sums(fq, fk, v, chunk=CHUNK):
     fq, fk, v = (x.reshape(N * n, chunk, -1) for x in (fq, fk, v))
     past = torch.ones(chunk, chunk, device=fq.device, dtype=fq.dtype).tril()
     y = ((fq @ fk.transpose(1, 2)) * past) @ v
-    state = (fk.transpose(1, 2) @ v).view(N, n, F, -1)
-    state = (state.cumsum(1) - state).view(N * n, F, -1)
+    state = (fk.transpose(1, 2) @ v).view(N, n, -1)
+    earlier = torch.ones(n, n, device=fq.device, dtype=fq.dtype).tril(-1)
+    state = (earlier @ state).view(N * n, F, -1)
     return torch.baddbmm(y, fq, state).view(N, T + pad, -1)[:, :T]
 
 
 def far_sums(fq, fk, v, window, sinks):
-    """The linear part of every position from `window` on: sum over N of (fq.fk) [v, 1], N the keys
-    that no window holds, without sinks. fq, fk [B, H, T, F]; v [B, KV, T, D] -> [B, H, T - window, D + 1]"""
+    """The linear part of every position from `window` on: sums over N of (fq.fk) v and of (fq.fk), N the
+    keys that no window holds, without sinks. fq, fk [B, H, T, F]; v [B, KV, T, D] -> [B, H, T - window, D],
+    [B, H, T - window, 1]"""
     B, H, T, F = fq.shape
     kv, D = v.shape[1], v.shape[-1]
-    # Keys lag by a window: a plain causal sum over what has left it.
-    v = torch.cat([v, torch.ones_like(v[..., :1])], -1)[:, :, :T - window]
+    # Keys lag by a window: a plain causal sum over what has left it. A column of ones gives the second
+    # sum; columns up to a multiple of 8 are for the GPU's products.
+    one = torch.zeros_like(v[..., :1]).expand(-1, -1, -1, -D % 8 or 8).clone()
+    one[..., 0] = 1
+    v = torch.cat([v, one], -1)[:, :, :T - window]
     if sinks:
         v = torch.cat([torch.zeros_like(v[:, :, :sinks]), v[:, :, sinks:]], 2)
-    v = v[:, :, None].expand(-1, -1, H // kv, -1, -1).reshape(B * H, T - window, D + 1)
+    v = v[:, :, None].expand(-1, -1, H // kv, -1, -1).reshape(B * H, T - window, -1)
     y = linear_sums(fq[:, :, window:].reshape(B * H, -1, F), fk[:, :, :T - window].reshape(B * H, -1, F), v)
-    return y.view(B, H, T - window, D + 1)
+    y = y.view(B, H, T - window, -1)
+    return y[..., :D], y[..., D:D + 1]
 
 
 def features(q, k, map_q, map_k, eps):

@@ -25,29 +25,31 @@ def linnet(program, *args, text=None):
     return done.stdout
 
 
-def read_texts(paths):
+def read_texts(paths, chunk):
     """-> (pieces for training, for validation), hashes. Of books the last twentieth is for
-    validation, of sampled documents one of 19."""
+    validation, of sampled documents and of profiles one of 19. A book's pieces are of about `chunk`
+    characters: what is to be recalled must lie within one."""
     books, hashes = [p for p in paths if not p.endswith(".jsonl")], {}
     training, validation = [], []
     if books:
         sources, _, hashes = read_sources(books)
         for a, b in sources:
-            training += cut(a)
-            validation += cut(b)
+            training += cut(a, chunk)
+            validation += cut(b, chunk)
     for path in paths:
         if not path.endswith(".jsonl"):
             continue
         try:
             with open(path, "rb") as f:
                 raw = f.read()
-            for line in raw.decode().splitlines():
+            for at, line in enumerate(raw.decode().splitlines()):
                 d = json.loads(line)
-                (validation if d["number"] % 19 == 17 else training).append(str(d["text"]))
+                text = "\n".join(f"{k}: {v}" for k, v in d["pairs"]) if "pairs" in d else str(d["text"])
+                (validation if d.get("number", at) % 19 == 17 else training).append(text)
         except OSError as e:
             raise TrainError(f"{path}: {e.strerror}")
-        except (ValueError, KeyError, TypeError):
-            raise TrainError(f"{path}: expected objects with number and text, as sample writes them")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise TrainError(f"{path}: expected objects with number and text, as sample writes them, or with pairs")
         hashes[os.path.basename(path)] = hashlib.sha256(raw).hexdigest()
     return training, validation, hashes
 
@@ -60,13 +62,24 @@ def tokenize(program, model, texts):
     return [[int(i) for i in line.split()] for line in out.splitlines()]
 
 
+def repeats(pieces, n, most, rng):
+    """n documents that say a passage of the pieces twice: what is far behind must be recalled."""
+    out = []
+    for _ in range(n):
+        piece = rng.choice(pieces)
+        at = rng.randrange(max(1, len(piece) - most))
+        passage = piece[at:at + rng.randint(most // 4, most)].strip()
+        out.append(f"{passage}\n\n{passage}")
+    return out
+
+
 def pack(pieces, length, separator):
     ids = [i for piece in pieces for i in piece + [separator]]
     n = len(ids) // length
     return np.array(ids[:n * length], np.uint32).reshape(n, length)
 
 
-def prepare(program, model, paths, out, length, separator, seed):
+def prepare(program, model, paths, out, length, separator, seed, again=0):
     """-> what data.json says"""
     if length < 2:
         raise TrainError(f"--length is {length}, expected at least 2: a token and the one after it")
@@ -75,12 +88,13 @@ def prepare(program, model, paths, out, length, separator, seed):
         raise TrainError(f"{model} has no vocabulary")
     if not 0 <= separator < vocabulary:
         raise TrainError(f"--separator is {separator}, expected an id of the vocabulary, 0 to {vocabulary - 1}")
-    training, validation, hashes = read_texts(paths)
+    training, validation, hashes = read_texts(paths, 16 * length)
     rng = random.Random(seed)
+    training += repeats(training, again, 2 * length, rng)
     rng.shuffle(training)
     rng.shuffle(validation)
     os.makedirs(out, exist_ok=True)
-    info = {"files": hashes, "length": length, "separator": separator, "seed": seed}
+    info = {"texts": [os.path.basename(p) for p in paths], "files": hashes, "repeats": again, "length": length, "separator": separator, "seed": seed}
     for name, texts in (("train", training), ("validation", validation)):
         array = pack(tokenize(program, model, texts), length, separator)
         if not len(array):
@@ -90,6 +104,11 @@ def prepare(program, model, paths, out, length, separator, seed):
                       "sha256": hashlib.sha256(array.tobytes()).hexdigest()}
     write_json(os.path.join(out, "data.json"), info)
     return info
+
+
+def batches(numbers, n):
+    """-> `numbers` in lists of at most n"""
+    return [numbers[i:i + n] for i in range(0, len(numbers), n)]
 
 
 class Sequences:

@@ -65,7 +65,8 @@ def card(folder, config, name, file):
     for place in stages(folder, config):
         own, result = read_run(place), read_json(os.path.join(place, "result.json"))
         out[own["stage"]] = {"run": own["name"], **own[own["stage"]], "tokens": result["tokens"],
-                             "cpu_seconds": result["cpu_seconds"], "products": own["products"], "torch": result["torch"],
+                             **{k: result[k] for k in ("cpu_seconds", "seconds", "device") if k in result},
+                             "products": own["products"], "torch": result["torch"],
                              "held out": {k: v for k, v in result["validation"].items() if k != "layers"}}
         with open(os.path.join(place, "curve.jsonl")) as f:
             curve += [{"stage": own["stage"], **rounded(json.loads(line))} for line in f]

@@ -5,38 +5,44 @@ import os
 import numpy as np
 import torch
 
-from .student import teacher_hidden
+from .data import batches
 
-ROWS = 128  # positions whose logits exist at a time
+ROWS = {"cpu": 128, "cuda": 4096}  # positions whose logits exist at a time
+
+
+def sums_of_rows(h, t, E, labels, learn):
+    """-> KL, CE, summed over rows, and the gradient of the one that `learn` names, None of none"""
+    ours, theirs = h @ E.t(), t @ E.t()
+    ours.sub_(ours.logsumexp(-1, keepdim=True))
+    theirs.sub_(theirs.logsumexp(-1, keepdim=True))
+    labelled, at = labels >= 0, labels.clamp(min=0)[:, None]
+    ce = -(ours.gather(1, at)[:, 0] * labelled).double().sum()
+    p = theirs.exp()
+    kl = theirs.sub_(ours).mul_(p).sum().double()
+    if learn is None:
+        return kl, ce, None
+    ours.exp_()
+    if learn == "kl":
+        ours.sub_(p)
+    else:
+        ours.scatter_add_(1, at, -torch.ones_like(ours[:, :1])).mul_(labelled[:, None])
+    return kl, ce, ours @ E
 
 
 class Divergence(torch.autograd.Function):
     """-> mean KL(teacher || student) and mean CE of h and t [n, d] through the output matrix E; labels
-    -100 have no CE. Differentiable in h: of the KL, or of the CE."""
+    -100 have no CE. Differentiable in h: of the KL, or of the CE. `part`: sums_of_rows, perhaps compiled."""
 
     @staticmethod
-    def forward(ctx, h, t, E, labels, kind):
+    def forward(ctx, h, t, E, labels, kind, part):
         grad, kl, ce = torch.empty_like(h), 0.0, 0.0
-        labelled = labels >= 0
-        n, m = len(h), int(labelled.sum())
-        for at in range(0, n, ROWS):
-            s = slice(at, at + ROWS)
-            ours, theirs = h[s] @ E.t(), t[s] @ E.t()
-            ours.sub_(ours.logsumexp(-1, keepdim=True))
-            theirs.sub_(theirs.logsumexp(-1, keepdim=True))
-            own = ours.gather(1, labels[s].clamp(min=0)[:, None])[:, 0]
-            ce -= own[labelled[s]].double().sum()
-            p = theirs.exp()
-            kl += (theirs.sub_(ours).mul_(p)).sum().double()
-            if not ctx.needs_input_grad[0]:
-                continue
-            ours.exp_()
-            if kind == "kl":
-                ours.sub_(p)
-            else:
-                ours[torch.arange(len(own), device=h.device), labels[s].clamp(min=0)] -= 1
-                ours[~labelled[s]] = 0
-            grad[s] = ours @ E
+        n, m, rows = len(h), int((labels >= 0).sum()), ROWS[h.device.type]
+        for at in range(0, n, rows):
+            s = slice(at, at + rows)
+            a, b, g = part(h[s], t[s], E, labels[s], kind if ctx.needs_input_grad[0] else None)
+            kl, ce = kl + a, ce + b
+            if g is not None:
+                grad[s] = g
         ctx.save_for_backward(grad.div_(n if kind == "kl" else m))
         kl, ce = (kl / n).to(h.dtype), (ce / m).to(h.dtype)
         ctx.mark_non_differentiable(ce if kind == "kl" else kl)
@@ -45,7 +51,7 @@ class Divergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, of_kl, of_ce):
         grad, = ctx.saved_tensors
-        return grad * (of_kl + of_ce), None, None, None, None
+        return grad * (of_kl + of_ce), None, None, None, None, None
 
 
 def shifted(ids):
@@ -54,17 +60,21 @@ def shifted(ids):
 
 
 class Hidden:
-    """The teacher's last hidden states of training sequences, kept in float16 in a file that runs on
-    the same data share; a sequence is computed when it is first wanted."""
+    """The teacher's last hidden states of training sequences, kept in float16: in memory, or in a file
+    that runs on the same data share. Those of a step are computed when they are first wanted."""
 
-    def __init__(self, llama, sequences, folder):
-        self.llama, self.sequences, self.kept = llama, sequences, None
-        if folder:
-            shape = (len(sequences.train), sequences.length, llama.dim)
-            os.makedirs(folder, exist_ok=True)
-            path = os.path.join(folder, "hidden-" + sequences.info["train"]["sha256"][:16])
-            self.kept = self.open(path + ".f16", np.float16, shape)
+    def __init__(self, llama, sequences, where):
+        self.llama, self.sequences, self.kept, self.file = llama, sequences, None, None
+        shape = (len(sequences.train), sequences.length, llama.dim)
+        if where == "memory":
+            self.kept = torch.empty(shape, dtype=torch.float16, device=llama.device)
+            self.have = np.zeros(shape[0], np.uint8)
+        elif where:
+            os.makedirs(where, exist_ok=True)
+            path = os.path.join(where, "hidden-" + sequences.info["train"]["sha256"][:16])
+            self.file = self.open(path + ".f16", np.float16, shape)
             self.have = self.open(path + ".have", np.uint8, shape[:1])
+            self.kept = torch.from_numpy(self.file)
 
     @staticmethod
     def open(path, dtype, shape):
@@ -72,46 +82,48 @@ class Hidden:
             f.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)  # sparse: zeros cost nothing
         return np.memmap(path, dtype, "r+", shape=shape)
 
-    def of(self, number):
-        if self.kept is not None and self.have[number]:
-            return torch.from_numpy(self.kept[number].astype(np.float32)).to(self.llama.device)
-        with torch.no_grad():
-            h = teacher_hidden(self.llama, self.sequences.rows("train", [number]).to(self.llama.device))[0]
-        if self.kept is None:
-            return h
-        self.kept[number] = h.cpu().half().numpy()
-        self.kept.flush()
-        self.have[number] = 1
-        return h.half().float()  # the same the first time and later
+    def of(self, numbers):
+        """-> [len(numbers) * T, d]"""
+        if self.kept is not None and self.have[numbers].all():
+            h = self.kept[numbers].to(self.llama.device)
+        else:
+            with torch.no_grad():
+                h = self.llama.hidden(self.sequences.rows("train", numbers).to(self.llama.device))
+            if self.kept is not None:
+                h = h.half()  # the same the first time and later
+                self.kept[numbers] = h.to(self.kept.device)
+                if self.file is not None:
+                    self.file.flush()
+                self.have[numbers] = 1
+        return h.float().flatten(0, 1)
 
 
 class Distill:
     measures = ("loss", "kl", "ce")
 
-    def __init__(self, student, sequences, options, cache=None, recompute=False):
+    def __init__(self, student, sequences, options, cache=None, recompute=False, compile=False):
         self.student, self.sequences, self.options = student, sequences, options
+        self.part = torch.compile(sums_of_rows, dynamic=False) if compile else sums_of_rows
         self.recompute = recompute
         self.hidden = Hidden(student.llama, sequences, cache)
-        self.labels = None
 
     def learn(self, numbers):
         ids = self.sequences.rows("train", numbers).to(self.student.llama.device)
-        t = torch.cat([self.hidden.of(n) for n in numbers])
+        t = self.hidden.of(numbers)
         h = self.student.hidden(ids, self.recompute).flatten(0, 1)
-        kl, ce = Divergence.apply(h, t, self.student.llama.head, shifted(ids), self.options["loss"])
+        kl, ce = Divergence.apply(h, t, self.student.llama.head, shifted(ids), self.options["loss"], self.part)
         loss = kl if self.options["loss"] == "kl" else ce
         loss.backward()
         return {"loss": loss.item(), "kl": kl.item(), "ce": ce.item()}
 
     def validate(self, numbers):
         llama, rows = self.student.llama, []
-        for n in numbers:
-            ids = self.sequences.rows("validation", [n]).to(llama.device)
+        for some in batches(numbers, self.options["batch"]):
+            ids = self.sequences.rows("validation", some).to(llama.device)
             with torch.no_grad():
-                t = teacher_hidden(llama, ids)[0]
-                h = self.student.hidden(ids)[0]
-                kl, ce = Divergence.apply(h, t, llama.head, shifted(ids), "kl")
-                _, own = Divergence.apply(t, t, llama.head, shifted(ids), "kl")
-            rows.append((kl.item(), ce.item(), own.item()))
+                t, h = llama.hidden(ids).flatten(0, 1), self.student.hidden(ids).flatten(0, 1)
+                kl, ce = Divergence.apply(h, t, llama.head, shifted(ids), "kl", self.part)
+                _, own = Divergence.apply(t, t, llama.head, shifted(ids), "kl", self.part)
+            rows += [(kl.item(), ce.item(), own.item())] * len(some)
         kl, ce, own = (sum(c) / len(rows) for c in zip(*rows))
         return {"kl": kl, "ce": ce, "teacher ce": own}

@@ -8,19 +8,12 @@ from export.errors import ExportError
 
 from ..config import TrainError
 from ..run import device_of
+from .attention import softmax_attention
 
 
-class Product(torch.autograd.Function):
-    """x W^T for a frozen W: no gradient of W, and in bfloat16 nothing else of x is kept."""
-
-    @staticmethod
-    def forward(ctx, x, w):
-        ctx.w = w
-        return (x.to(w.dtype) @ w.t()).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return (grad.to(ctx.w.dtype) @ ctx.w).to(grad.dtype), None
+def product(x, w):
+    """x W^T in W's type."""
+    return (x.to(w.dtype) @ w.t()).to(x.dtype)
 
 
 def norm(x, weight, eps):
@@ -34,7 +27,8 @@ def rotate(x, cos, sin):
 
 
 class Llama:
-    """`products`: "float32", or "bf16" for the large matrices (not the output's)."""
+    """`products`: "float32", or "bf16" for the large matrices (not the output's); with it, a GPU may
+    compute softmax attention in bf16 and all else of matrices in TF32."""
 
     def __init__(self, folder, products="float32", device="cpu"):
         try:
@@ -64,7 +58,9 @@ class Llama:
         self.eps = values.get("rms_norm_eps", 1e-6)
         self.theta = (values.get("rope_parameters") or values).get("rope_theta") or 10000.0
         self.config = values
-        big = torch.bfloat16 if products == "bf16" else torch.float32
+        self.kind = big = torch.bfloat16 if products == "bf16" else torch.float32
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = products == "bf16"
 
         def read(name, dtype=torch.float32):
             if name not in tensors:
@@ -94,42 +90,51 @@ class Llama:
             raise TrainError(str(e))
         self.angles = None
 
-    def rope(self, T):
+    def qkv(self, layer, x, lora=None):
+        """A layer's inputs x [B, T, d] -> rotated q [B, H, T, D] and k [B, KV, T, D], v."""
+        B, T, _ = x.shape
+        h = norm(x, layer["norm"], self.eps).view(B * T, -1)
+        y = product(h, layer["qkv"])
+        if lora is not None:
+            y = y + lora(h)
+        y = y.view(B, T, -1, self.head_dim).transpose(1, 2)
+        q, k, v = y.split([self.heads, self.kv_heads, self.kv_heads], 1)
+        cos, sin = (a[:T] for a in self.angles)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def after(self, layer, x, y, lora=None):
+        """The rest of a layer from attention's output y [B, H, T, D]."""
+        B, H, T, D = y.shape
+        y = y.transpose(1, 2).reshape(B * T, H * D)
+        o = product(y, layer["o"])
+        if lora is not None:
+            o = o + lora(y)
+        x = x + o.view(B, T, -1)
+        gate, up = product(norm(x, layer["ff_norm"], self.eps).view(B * T, -1), layer["gate_up"]).chunk(2, -1)
+        return x + product(F.silu(gate) * up, layer["down"]).view(B, T, -1)
+
+    def softmax(self, q, k, v):
+        return softmax_attention(q, k, v, self.kind)
+
+    def layer(self, layer, x):
+        q, k, v = self.qkv(layer, x)
+        return self.after(layer, x, self.softmax(q, k, v))
+
+    def hidden(self, ids):
+        """[B, T] -> [B, T, d], which the output matrix multiplies."""
+        x = self.start(ids)
+        for layer in self.layers:
+            x = self.layer(layer, x)
+        return self.end(x)
+
+    def start(self, ids):
+        T = ids.shape[1]
         if self.angles is None or len(self.angles[0]) < T:
             half = self.head_dim // 2
             frequency = self.theta ** (-torch.arange(half, dtype=torch.float64) / half)
             angle = torch.arange(T, dtype=torch.float64)[:, None] * frequency
             self.angles = [f(angle).float().to(self.device) for f in (torch.cos, torch.sin)]
-        return [a[:T] for a in self.angles]
-
-    def qkv(self, i, x, lora=None):
-        """Layer i's inputs x [B, T, d] -> rotated q [B, H, T, D] and k [B, KV, T, D], v."""
-        B, T, _ = x.shape
-        layer = self.layers[i]
-        h = norm(x, layer["norm"], self.eps).view(B * T, -1)
-        y = Product.apply(h, layer["qkv"])
-        if lora is not None:
-            y = y + lora(h)
-        y = y.view(B, T, -1, self.head_dim).transpose(1, 2)
-        q, k, v = y.split([self.heads, self.kv_heads, self.kv_heads], 1)
-        cos, sin = self.rope(T)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
-
-    def after(self, i, x, y, lora=None):
-        """The rest of layer i from attention's output y [B, H, T, D]."""
-        B, H, T, D = y.shape
-        layer = self.layers[i]
-        y = y.transpose(1, 2).reshape(B * T, H * D)
-        o = Product.apply(y, layer["o"])
-        if lora is not None:
-            o = o + lora(y)
-        x = x + o.view(B, T, -1)
-        gate, up = Product.apply(norm(x, layer["ff_norm"], self.eps).view(B * T, -1), layer["gate_up"]).chunk(2, -1)
-        return x + Product.apply(F.silu(gate) * up, layer["down"]).view(B, T, -1)
-
-    def start(self, ids):
         return self.embed[ids]
 
     def end(self, x):
-        """What the output matrix multiplies."""
         return norm(x, self.final, self.eps)

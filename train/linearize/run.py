@@ -87,7 +87,7 @@ class Window:
 
 
 def run(config, stage, base, data, runs, products="float32", device="cpu", until=None, cache=None,
-        recompute=False, say=print):
+        recompute=False, compile=False, say=print):
     """Runs a stage or goes on, up to step `until`. -> the run's folder"""
     options = config.get(stage)
     if options is None:
@@ -102,12 +102,23 @@ def run(config, stage, base, data, runs, products="float32", device="cpu", until
     keep_config({**config, "stage": stage, "products": products, "data": sequences.info,
                  "teacher": fingerprint(llama), "softmax": sorted(student.softmax),
                  "source": source_sum(config, stage, runs)}, folder)
+    if compile:
+        compile_layers(llama, student)
     if stage == "transfer":
-        task = Transfer(student, sequences, options)
+        task = Transfer(student, sequences, options, compile)
     else:
-        task = Distill(student, sequences, options, cache, recompute)
+        task = Distill(student, sequences, options, cache, recompute, compile)
     loop(task, config, options, folder, llama.device, until or options["steps"], say)
     return folder
+
+
+def compile_layers(llama, student):
+    """One machine program for layers of a kind, whose intermediate results stay out of memory."""
+    if not hasattr(torch, "compile"):
+        raise TrainError(f"--compile needs PyTorch 2 or later, this is {torch.__version__}")
+    torch._dynamo.config.cache_size_limit = 32  # kinds: softmax or not, learning or not, sizes of a batch
+    for model in llama, student:
+        model.layer = torch.compile(model.layer, dynamic=False)
 
 
 def source_sum(config, stage, runs):
@@ -136,14 +147,16 @@ def loop(task, config, options, folder, device, until, say):
         optimizer.load_state_dict(saved["optimizer"])
         step, seconds, window = saved["step"], saved["seconds"], Window(saved["window"])
     cut_curve(curve, step)
-    end, started = min(until, options["steps"]), time.process_time()
+    # What the work took: the processor's time, or, as a GPU has none, the clock's.
+    clock, unit = (time.process_time, "cpu_seconds") if device.type == "cpu" else (time.monotonic, "seconds")
+    end, started = min(until, options["steps"]), clock()
     tokens = options["batch"] * sequences.length
 
     def spent():
-        return round(seconds + time.process_time() - started, 1)
+        return round(seconds + clock() - started, 1)
 
     def put(row):
-        row = {"step": step, "tokens": step * tokens, **row, "cpu_seconds": spent()}
+        row = {"step": step, "tokens": step * tokens, **row, unit: spent()}
         with open(curve, "a") as f:
             f.write(json.dumps(row) + "\n")
         shown = {**row, **{f"held {k}": v for k, v in row.get("validation", {}).items()}}
@@ -178,5 +191,6 @@ def loop(task, config, options, folder, device, until, say):
             "name": config["name"], "steps": step, "tokens": step * tokens,
             "validation": task.validate(spread(sequences, 4 * config["validation"])),
             "parameters": sum(p.numel() for p in student.parameters.values()),
-            "cpu_seconds": spent(), "torch": torch.__version__})
+            unit: spent(), "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+            "torch": torch.__version__})
         os.unlink(checkpoint)

@@ -6,10 +6,9 @@ import torch
 
 from ..config import write_json
 from .data import Sequences
-from .distill import Divergence, shifted
+from .distill import Divergence, shifted, sums_of_rows
 from .llama import Llama
-from .run import make_student, spread, stage_folder, weights_of
-from .student import teacher_layer
+from .run import compile_layers, make_student, spread, stage_folder, weights_of
 
 
 def measure(student, sequences, n, say=print):
@@ -19,26 +18,28 @@ def measure(student, sequences, n, say=print):
         for at, number in enumerate(numbers, 1):
             ids = sequences.rows("validation", [number]).to(llama.device)
             inputs = [llama.start(ids)]
-            for i in range(llama.n_layers):
-                inputs.append(teacher_layer(llama, i, inputs[-1]))
+            for layer in llama.layers:
+                inputs.append(llama.layer(layer, inputs[-1]))
             t = llama.end(inputs[-1])[0]
-            for i in range(llama.n_layers):
-                x = student.layer(i, inputs[i])
-                for j in range(i + 1, llama.n_layers):
-                    x = teacher_layer(llama, j, x)
-                kl, _ = Divergence.apply(llama.end(x)[0], t, llama.head, shifted(ids), "kl")
+            for i, layer in enumerate(llama.layers):
+                x = student.layer(layer, student.own(i), inputs[i])
+                for later in llama.layers[i + 1:]:
+                    x = llama.layer(later, x)
+                kl, _ = Divergence.apply(llama.end(x)[0], t, llama.head, shifted(ids), "kl", sums_of_rows)
                 total[i] += kl.item() / len(numbers)
             say(f"sequence {at} of {len(numbers)}", flush=True)
     return total.tolist()
 
 
-def run(config, base, data, runs, n, products="float32", device="cpu"):
+def run(config, base, data, runs, n, products="float32", device="cpu", compile=False):
     """-> what it writes beside the maps: KL by layer, and the layers from most to least sensitive"""
     folder = stage_folder(runs, config["name"], "transfer")
     path = os.path.join(folder, "sensitivity.json")
     llama = Llama(base, products, device)
     student = make_student(config, "transfer", llama, runs)
     student.load(weights_of(folder))
+    if compile:
+        compile_layers(llama, student)
     kl = measure(student, Sequences(data, config["seed"]), n)
     order = sorted(range(len(kl)), key=lambda i: -kl[i])
     write_json(path, {"sequences": n, "kl": [round(v, 6) for v in kl], "order": order})

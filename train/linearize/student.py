@@ -77,67 +77,64 @@ class Student:
 
     # ---- Forward
 
-    def lora(self, i, parts):
+    def own(self, i):
+        """-> layer i's: its maps and factor if it is linearized, and for each matrix its LoRA"""
+        def of(names):
+            return tuple(self.parameters[n] for n in names)
+
+        out = {part: of(lora_names(i, part)) for part in PARTS + "o"} if self.scale else {}
+        out["softmax"] = i in self.softmax
+        if self.linear and not out["softmax"]:
+            out["maps"] = of(map_names(i))
+        return out
+
+    def lora(self, own, parts):
         """-> a function from the inputs of the `parts`' matrices to what LoRA adds to their outputs"""
         if not self.scale:
             return None
-        pairs = [[self.parameters[n] for n in lora_names(i, part)] for part in parts]
+        pairs = [own[part] for part in parts]
 
         def add(x):
             t = (x @ torch.cat([a for a, _ in pairs]).t() * self.scale).split(pairs[0][0].shape[0], 1)
             return torch.cat([y @ b.t() for y, (_, b) in zip(t, pairs)], 1)
         return add
 
-    def attend(self, i, q, k, v):
+    def attend(self, own, q, k, v):
         """-> attention's output [B, H, T, D]"""
-        if i in self.softmax:
-            return attention.softmax_attention(q, k, v)
+        if own["softmax"]:
+            return self.llama.softmax(q, k, v)
         T, W = q.shape[2], self.window
         if T % W:
             q, k, v = (pad(x, (0, 0, 0, -T % W)) for x in (q, k, v))
         num, den = attention.window_sums(q, k, v, W, min(self.sinks, q.shape[2]))
         if self.linear and T > W:
-            num, den = self.add_linear(i, q, k, v, num, den)
+            # Before the first key that no window holds, only the window counts.
+            near, far = self.behind_window(own["maps"], q, k, v, num[:, :, W:], den[:, :, W:])
+            num, den = torch.cat([num[:, :, :W], near], 2), torch.cat([den[:, :, :W], far], 2)
         return (num / den)[:, :, :T]
 
-    def add_linear(self, i, q, k, v, num, den):
-        """What attends to the keys that no window holds; before them only the window counts."""
-        W = self.window
-        gamma, far = self.far(i, q, k, v)
-        return (torch.cat([num[:, :, :W], num[:, :, W:] * gamma + far[..., :-1]], 2),
-                torch.cat([den[:, :, :W], den[:, :, W:] * gamma + far[..., -1:]], 2))
-
-    def far(self, i, q, k, v):
-        """-> gamma [H, 1, 1]; lambda times the linear sums [B, H, T - W, D + 1]"""
-        map_q, map_k, factor = (self.parameters[n] for n in map_names(i))
+    def behind_window(self, maps, q, k, v, num, den):
+        """The window's sums with the linear ones, of positions from `window` on."""
+        map_q, map_k, factor = maps
         gamma = factor[0].sigmoid()
         fq, fk = attention.features(q, k, map_q, map_k, EPS)
         far = attention.far_sums(fq, fk, v, self.window, self.sinks)
-        return gamma, far * (1 - gamma) if self.affine else far
+        num_far, den_far = (x * (1 - gamma) for x in far) if self.affine else far
+        return num * gamma + num_far, den * gamma + den_far
 
-    def layer(self, i, x):
-        q, k, v = self.llama.qkv(i, x, self.lora(i, PARTS))
-        return self.llama.after(i, x, self.attend(i, q, k, v), self.lora(i, "o"))
+    def layer(self, layer, own, x):
+        q, k, v = self.llama.qkv(layer, x, self.lora(own, PARTS))
+        return self.llama.after(layer, x, self.attend(own, q, k, v), self.lora(own, "o"))
 
     def hidden(self, ids, recompute=False):
         """[B, T] -> [B, T, d]; `recompute`: keep only layers' inputs for the backward pass."""
-        x = self.llama.start(ids)
-        for i in range(self.llama.n_layers):
-            if recompute and torch.is_grad_enabled():
+        x, learning = self.llama.start(ids), torch.is_grad_enabled()
+        # Checkpoints need a gradient of their inputs, and layers of one kind are compiled once.
+        x.requires_grad_(learning)
+        for i, layer in enumerate(self.llama.layers):
+            if recompute and learning:
                 from torch.utils.checkpoint import checkpoint
-                x = checkpoint(self.layer, i, x.requires_grad_(), preserve_rng_state=False)
+                x = checkpoint(self.layer, layer, self.own(i), x, use_reentrant=True, preserve_rng_state=False)
             else:
-                x = self.layer(i, x)
+                x = self.layer(layer, self.own(i), x)
         return self.llama.end(x)
-
-
-def teacher_layer(llama, i, x):
-    q, k, v = llama.qkv(i, x)
-    return llama.after(i, x, attention.softmax_attention(q, k, v))
-
-
-def teacher_hidden(llama, ids):
-    x = llama.start(ids)
-    for i in range(llama.n_layers):
-        x = teacher_layer(llama, i, x)
-    return llama.end(x)
