@@ -2,6 +2,7 @@
 text it is trained on. Needs a Python with PyTorch (this one, $TORCH_PYTHON or /usr/bin/python3)."""
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -189,6 +190,20 @@ class Stages(Folder):
         self.linearize("check", os.path.join(runs, "a/transfer"), *self.where, "--linnet", LINNET, "--limit", "0",
                        fails="differ by")
 
+    def test_compiled_layers_learn_the_same(self):
+        config, runs = self.config("a"), self.path("runs")
+        if run("-c", "import torch; torch.compile").returncode:
+            self.linearize("transfer", config, *self.where, "-o", runs, "--compile", fails="--compile needs PyTorch 2")
+            self.assertFalse(os.path.exists(runs))
+            return
+        for name, flags in (("plain", ()), ("compiled", ("--compile", "--cache", "memory"))):
+            for stage in ("transfer", "distill"):
+                self.linearize(stage, config, *self.where, "-o", os.path.join(runs, name), *flags)
+        for stage in ("transfer", "distill"):
+            rows = [self.curve(os.path.join(runs, name), "a", stage) for name in ("plain", "compiled")]
+            for ours, theirs in zip(*rows):
+                self.assertAlmostEqual(ours.get("loss", 0), theirs.get("loss", 0), delta=1e-3)
+
     @unittest.skipUnless(os.path.exists(LINNET), "no linnet")
     def test_untrained_windows_need_no_file(self):
         with open(self.path("w.yaml"), "w") as f:
@@ -274,6 +289,18 @@ class Text(Folder):
         self.assertEqual(Path(out).read_text(), Path(again).read_text())
         info = data.prepare(LINNET, model, [book, out], self.path("packed"), 64, FIRST + 1, 1)
         self.assertEqual(set(info["files"]), {"book.txt", "s.jsonl"})
+        with open(self.path("facts.jsonl"), "w") as f:
+            f.writelines(json.dumps({"pairs": [["Area", f"{i} km"], ["Coast", "none"]]}) + "\n" for i in range(19))
+        training, validation, _ = data.read_texts([self.path("facts.jsonl")], 100)
+        self.assertEqual((len(training), validation), (18, ["Area: 17 km\nCoast: none"]))
+        more = data.prepare(LINNET, model, [book, book, out], self.path("more"), 64, FIRST + 1, 1, 10)
+        self.assertEqual((more["texts"], more["repeats"]), (["book.txt", "book.txt", "s.jsonl"], 10))
+        self.assertGreater(more["train"]["tokens"], info["train"]["tokens"] * 1.5)
+        first, second = data.repeats(["What is said once"], 1, 8, random.Random(2))[0].split("\n\n")
+        self.assertEqual(first, second)
+        self.assertIn(first, "What is said once")
+        with self.assertRaisesRegex(TrainError, "--repeats is -1"):
+            data.prepare(LINNET, model, [book], self.path("wrong"), 64, 0, 1, -1)
         train, held = (np.load(self.path("packed", n + ".npy")) for n in ("train", "validation"))
         self.assertEqual(train.shape, (info["train"]["sequences"], 64))
         parts = [["".join(CHARACTERS[i] for i in ids.flatten() if i < 256)] for ids in (train, held)]

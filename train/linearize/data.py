@@ -83,6 +83,8 @@ def prepare(program, model, paths, out, length, separator, seed, again=0):
     """-> what data.json says"""
     if length < 2:
         raise TrainError(f"--length is {length}, expected at least 2: a token and the one after it")
+    if again < 0:
+        raise TrainError(f"--repeats is {again}, expected at least 0")
     vocabulary = json.loads(linnet(program, "info", model, "--json")).get("vocabulary", 0)
     if not vocabulary:
         raise TrainError(f"{model} has no vocabulary")
@@ -90,7 +92,7 @@ def prepare(program, model, paths, out, length, separator, seed, again=0):
         raise TrainError(f"--separator is {separator}, expected an id of the vocabulary, 0 to {vocabulary - 1}")
     training, validation, hashes = read_texts(paths, 16 * length)
     rng = random.Random(seed)
-    training += repeats(training, again, 2 * length, rng)
+    training += repeats(training, again, 2 * length, rng) if training else []
     rng.shuffle(training)
     rng.shuffle(validation)
     os.makedirs(out, exist_ok=True)

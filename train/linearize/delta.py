@@ -75,7 +75,11 @@ def card(folder, config, name, file):
             out["sensitivity"] = read_json(measured)
     for row in curve:
         row.get("validation", {}).pop("layers", None)
-    return {**out, "student": config["student"], "teacher": config["teacher"], "data": config["data"], "curve": curve}
+    length = config["data"]["length"]
+    return {**out, "student": config["student"], "teacher": config["teacher"], "data": config["data"],
+            "limits": [f"trained on sequences of {length} tokens: whatever is longer is extrapolation",
+                       "of texts of the kinds in `data`", "one seed; no other rates were tried in this run"],
+            "curve": curve}
 
 
 def stem_of(out):

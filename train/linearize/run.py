@@ -98,12 +98,12 @@ def run(config, stage, base, data, runs, products="float32", device="cpu", until
     llama = Llama(base, products, device)
     sequences = Sequences(data, config["seed"])
     student = make_student(config, stage, llama, runs)
+    if compile:
+        compile_layers(llama, student)
     os.makedirs(folder, exist_ok=True)
     keep_config({**config, "stage": stage, "products": products, "data": sequences.info,
                  "teacher": fingerprint(llama), "softmax": sorted(student.softmax),
                  "source": source_sum(config, stage, runs)}, folder)
-    if compile:
-        compile_layers(llama, student)
     if stage == "transfer":
         task = Transfer(student, sequences, options, compile)
     else:
