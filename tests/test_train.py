@@ -353,6 +353,16 @@ class Programs(unittest.TestCase):
             self.refused(f"train.text: {out}: Not a directory", "train.text", *(ROOT / "docs").glob("*.md"), "-o", out,
                          python=PYTHON)
 
+    @unittest.skipUnless(PYTHON, "no PyTorch")
+    def test_a_disk_that_is_full(self):
+        """An error that can be caught, and the file of before."""
+        path = self.folder / "checkpoint.pt"
+        path.write_text("before")
+        done = run("-c", "import resource, sys, torch\nfrom train.run import save\n"
+                   "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+                   "try: save(sys.argv[1], torch.zeros(1000))\nexcept OSError: print('caught')", path)
+        self.assertEqual((done.stdout, done.stderr, path.read_text()), ("caught\n", "", "before"))
+
 
 class Text(unittest.TestCase):
     def test_what_is_held_out_is_not_learned(self):

@@ -1,6 +1,7 @@
 """One run: a config and a learning rate. Killed at any point it goes on from its last checkpoint,
 and ends with the same numbers as if nothing had happened."""
 import glob
+import io
 import json
 import math
 import os
@@ -174,7 +175,10 @@ def cut_curve(path, step):
 
 
 def save(path, value):
-    torch.save(value, path + ".part")
+    with io.BytesIO() as whole:  # PyTorch's own writing to a disk that is full ends the process
+        torch.save(value, whole)
+        with open(path + ".part", "wb") as f:
+            f.write(whole.getbuffer())
     os.replace(path + ".part", path)
 
 
