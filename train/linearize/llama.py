@@ -90,11 +90,11 @@ class Llama:
             raise TrainError(str(e))
         self.angles = None
 
-    def qkv(self, layer, x, lora=None):
+    def qkv(self, weights, x, lora=None):
         """A layer's inputs x [B, T, d] -> rotated q [B, H, T, D] and k [B, KV, T, D], v."""
         B, T, _ = x.shape
-        h = norm(x, layer["norm"], self.eps).view(B * T, -1)
-        y = product(h, layer["qkv"])
+        h = norm(x, weights["norm"], self.eps).view(B * T, -1)
+        y = product(h, weights["qkv"])
         if lora is not None:
             y = y + lora(h)
         y = y.view(B, T, -1, self.head_dim).transpose(1, 2)
@@ -102,29 +102,29 @@ class Llama:
         cos, sin = (a[:T] for a in self.angles)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def after(self, layer, x, y, lora=None):
+    def after(self, weights, x, y, lora=None):
         """The rest of a layer from attention's output y [B, H, T, D]."""
         B, H, T, D = y.shape
         y = y.transpose(1, 2).reshape(B * T, H * D)
-        o = product(y, layer["o"])
+        o = product(y, weights["o"])
         if lora is not None:
             o = o + lora(y)
         x = x + o.view(B, T, -1)
-        gate, up = product(norm(x, layer["ff_norm"], self.eps).view(B * T, -1), layer["gate_up"]).chunk(2, -1)
-        return x + product(F.silu(gate) * up, layer["down"]).view(B, T, -1)
+        gate, up = product(norm(x, weights["ff_norm"], self.eps).view(B * T, -1), weights["gate_up"]).chunk(2, -1)
+        return x + product(F.silu(gate) * up, weights["down"]).view(B, T, -1)
 
     def softmax(self, q, k, v):
         return softmax_attention(q, k, v, self.kind)
 
-    def layer(self, layer, x):
-        q, k, v = self.qkv(layer, x)
-        return self.after(layer, x, self.softmax(q, k, v))
+    def layer(self, weights, x):
+        q, k, v = self.qkv(weights, x)
+        return self.after(weights, x, self.softmax(q, k, v))
 
     def hidden(self, ids):
         """[B, T] -> [B, T, d], which the output matrix multiplies."""
         x = self.start(ids)
-        for layer in self.layers:
-            x = self.layer(layer, x)
+        for weights in self.layers:
+            x = self.layer(weights, x)
         return self.end(x)
 
     def start(self, ids):

@@ -18,11 +18,11 @@ def measure(student, sequences, n, say=print):
         for at, number in enumerate(numbers, 1):
             ids = sequences.rows("validation", [number]).to(llama.device)
             inputs = [llama.start(ids)]
-            for layer in llama.layers:
-                inputs.append(llama.layer(layer, inputs[-1]))
+            for weights in llama.layers:
+                inputs.append(llama.layer(weights, inputs[-1]))
             t = llama.end(inputs[-1])[0]
-            for i, layer in enumerate(llama.layers):
-                x = student.layer(layer, student.own(i), inputs[i])
+            for i, weights in enumerate(llama.layers):
+                x = student.layer(weights, student.own(i), inputs[i])
                 for later in llama.layers[i + 1:]:
                     x = llama.layer(later, x)
                 kl, _ = Divergence.apply(llama.end(x)[0], t, llama.head, shifted(ids), "kl", sums_of_rows)

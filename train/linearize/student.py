@@ -122,19 +122,19 @@ class Student:
         num_far, den_far = (x * (1 - gamma) for x in far) if self.affine else far
         return num * gamma + num_far, den * gamma + den_far
 
-    def layer(self, layer, own, x):
-        q, k, v = self.llama.qkv(layer, x, self.lora(own, PARTS))
-        return self.llama.after(layer, x, self.attend(own, q, k, v), self.lora(own, "o"))
+    def layer(self, weights, own, x):
+        q, k, v = self.llama.qkv(weights, x, self.lora(own, PARTS))
+        return self.llama.after(weights, x, self.attend(own, q, k, v), self.lora(own, "o"))
 
     def hidden(self, ids, recompute=False):
         """[B, T] -> [B, T, d]; `recompute`: keep only layers' inputs for the backward pass."""
         x, learning = self.llama.start(ids), torch.is_grad_enabled()
         # Checkpoints need a gradient of their inputs, and layers of one kind are compiled once.
         x.requires_grad_(learning)
-        for i, layer in enumerate(self.llama.layers):
+        for i, weights in enumerate(self.llama.layers):
             if recompute and learning:
                 from torch.utils.checkpoint import checkpoint
-                x = checkpoint(self.layer, layer, self.own(i), x, use_reentrant=True, preserve_rng_state=False)
+                x = checkpoint(self.layer, weights, self.own(i), x, use_reentrant=True, preserve_rng_state=False)
             else:
-                x = self.layer(layer, self.own(i), x)
+                x = self.layer(weights, self.own(i), x)
         return self.llama.end(x)

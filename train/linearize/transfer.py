@@ -7,12 +7,12 @@ from . import attention
 from .data import batches
 
 
-def layer_error(student, layer, own, x):
+def layer_error(student, weights, own, x):
     """-> squared error / squared target over the positions that have a linear part; rotated q, k and v
     are constants, so the window's sums are too."""
     W = student.window
     with torch.no_grad():
-        q, k, v = student.llama.qkv(layer, x)
+        q, k, v = student.llama.qkv(weights, x)
         y = student.llama.softmax(q, k, v)
         num, den = attention.window_sums(q, k, v, W, student.sinks)
     num, den = student.behind_window(own["maps"], q, k, v, num[:, :, W:], den[:, :, W:])
@@ -26,13 +26,13 @@ def errors(student, ids, learn, error_of, after):
     llama, found = student.llama, []
     with torch.no_grad():
         x = llama.start(ids)
-        for i, layer in enumerate(llama.layers):
+        for i, weights in enumerate(llama.layers):
             with torch.set_grad_enabled(learn):
-                error, y = error_of(student, layer, student.own(i), x)
+                error, y = error_of(student, weights, student.own(i), x)
                 if learn:
                     error.backward()
             found.append(error.detach())
-            x = after(layer, x, y)
+            x = after(weights, x, y)
     return torch.stack(found).cpu()
 
 
