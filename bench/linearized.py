@@ -73,7 +73,7 @@ def perplexities(rows, text, title):
 
 
 def recalls(rows):
-    columns = [(task, c, f"{said} {c:,}" if c else said) for task, said in (
+    columns = [(task, c, said if task == "jsonl" else f"{said} {c:,}") for task, said in (
         ("copy", "copy"), ("passkey", "passkey"), ("factbook", "factbook"), ("jsonl", "XQuAD"))
         for c in rows.columns(task)]
     lines = []
