@@ -4,8 +4,8 @@
     make bench-cuda                       everything, into bench/results/
     python3 bench/cuda.py [--only PART] [--models FOLDER] [--out FOLDER] [--linnet PROGRAM]
 
-Random models of the right shapes are written (bench/random_model) and removed again. Every row is
-one of `linnet bench`; the limits are bench/cuda_limits's, measured before and after. Decoding is
+Random models of the right shapes are written (bench/random_model), and stay but for the largest. Every
+row is one of `linnet bench`; the limits are bench/cuda_limits's. Decoding is
 compared with the memory's bandwidth: a step reads all weights once and every session's state (half
 way through the steps); recurrent states are written as well. Prefill is compared with the
 tensor cores: 2 operations for every weight of a matrix and token; attention is not counted.
@@ -175,15 +175,16 @@ def main():
     done = {"date": datetime.date.today().isoformat(), "commit": "unknown", "limits": limits(),
             "rows": []}
     name = done["limits"]["gpu"].replace("NVIDIA ", "").replace(" ", "-").lower()
-    out = pathlib.Path(args.out) / f"{done['date']}-cuda-{name}"
+    out = pathlib.Path(args.out) / f"{done['date']}-cuda-{'-'.join([name, *(args.only or [])])}"
     os.makedirs(args.out, exist_ok=True)
     try:
         for part in args.parts:
             measure(args, part, folder, done)
     finally:  # what was measured is kept, whatever ended the run
-        out.with_suffix(".json").write_text(json.dumps(done, indent=1) + "\n")
-        out.with_suffix(".md").write_text(table(done))
-        print(f"wrote {out}.md and .json", file=sys.stderr)
+        if done["rows"]:
+            out.with_suffix(".json").write_text(json.dumps(done, indent=1) + "\n")
+            out.with_suffix(".md").write_text(table(done))
+            print(f"wrote {out}.md and .json", file=sys.stderr)
 
 
 if __name__ == "__main__":

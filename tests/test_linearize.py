@@ -140,6 +140,8 @@ class Stages(Folder):
         whole, cut = self.path("whole"), self.path("cut")
         for stage, until in (("transfer", "4"), ("distill", "4")):
             self.linearize(stage, config, *self.where, "-o", whole)
+            self.linearize(stage, config, *self.where, "-o", cut, "--until", "1")
+            os.unlink(os.path.join(cut, "a", stage, "checkpoint.pt"))
             self.linearize(stage, config, *self.where, "-o", cut, "--until", until)
             with open(os.path.join(cut, "a", stage, "curve.jsonl"), "a") as f:
                 f.write('{"step": 6, "loss": 99}\n{"step": 6')
@@ -222,6 +224,11 @@ class Stages(Folder):
         self.linearize("transfer", config, "--base", self.folder, "--data", self.data, fails="config.json is missing")
         self.linearize("transfer", config, "--base", self.base, "--data", self.base, fails="no prepared text")
         self.linearize("delta", self.folder, "-o", self.path("x"), fails="not a run")
+        self.linearize("sensitivity", config, *self.where, "--sequences", "0", fails="--sequences is 0")
+        train = np.load(os.path.join(self.data, "train.npy"))
+        train[0, 0] = V
+        np.save(os.path.join(self.data, "train.npy"), train)
+        self.linearize("transfer", config, *self.where, "-o", self.path("r"), fails=f"has a token {V}, the base has {V}")
         self.linearize("transfer", config, *self.where, "--device", "foo", fails="--device is foo: PyTorch finds no")
         with open(self.path("base", "config.json"), "w") as f:
             json.dump({**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 2}}, f)
@@ -312,7 +319,7 @@ class Text(Folder):
                 data.prepare(LINNET, model, [book], self.path("wrong"), length, separator, 1)
         with self.assertRaisesRegex(TrainError, "has no vocabulary"):
             data.prepare(LINNET, os.path.join(ROOT, "models", "mqar-softmax-d64.gguf"), [book], self.path("wrong"), 64, 0, 1)
-        s = data.Sequences(self.path("packed"), 1)
+        s = data.Sequences(self.path("packed"), 1, V)
         n = len(train)
         once = [s.numbers(i, 1)[0] for i in range(2 * n)]
         self.assertEqual(sorted(once[:n]), list(range(n)))

@@ -108,7 +108,7 @@ def parse(argv):
         p.add_argument("--device", default="cpu", help="cpu (default) or cuda")
         p.add_argument("--compile", action="store_true", help="layers by torch.compile: for a GPU")
         p.add_argument("--cache", help="folder that keeps the teacher's last hidden states for all of stage 2,"
-                       " or `memory`: the GPU's")
+                       " or `memory`: the device's, for this run alone")
 
     p = add("base", base, "a GGUF file as a folder in Hugging Face layout")
     p.add_argument("model")

@@ -15,14 +15,14 @@ def fold(x, kv):
     return x.reshape(B * kv, H // kv, T, D)
 
 
-def softmax_attention(q, k, v, kind=torch.float32):
-    """`kind`: of the products on a GPU, which has one kernel for it all."""
+def softmax_attention(q, k, v, dtype=torch.float32):
+    """`dtype`: of the products on a GPU, which has one kernel for it all."""
     B, H, T, D = q.shape
     kv = k.shape[1]
     if q.is_cuda:
         k, v = (x.repeat_interleave(H // kv, 1) for x in (k, v))
         return torch.nn.functional.scaled_dot_product_attention(
-            q.to(kind), k.to(kind), v.to(kind), is_causal=True).to(q.dtype)
+            q.to(dtype), k.to(dtype), v.to(dtype), is_causal=True).to(q.dtype)
     q = fold(q, kv) * D ** -0.5
     k, v = k.reshape(B * kv, T, D), v.reshape(B * kv, T, D)
     future = torch.full((QUERIES, QUERIES), -math.inf, device=q.device, dtype=q.dtype).triu(1)

@@ -29,7 +29,7 @@ def compare(folder, base, data, program, n=512):
     """-> the largest difference of a logit over the RMS of all, on `n` tokens of validation text"""
     llama = Llama(base)
     _, student = load_student(llama, folder)
-    ids = Sequences(data, 0).rows("validation", [0])[:, :n]
+    ids = Sequences(data, 0, llama.vocab).rows("validation", [0])[:, :n]
     with torch.no_grad():
         want = (student.hidden(ids)[0] @ llama.head.t()).numpy()
     with tempfile.TemporaryDirectory() as d:

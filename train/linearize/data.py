@@ -49,7 +49,7 @@ def read_texts(paths, chunk):
         except OSError as e:
             raise TrainError(f"{path}: {e.strerror}")
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise TrainError(f"{path}: expected objects with number and text, as sample writes them, or with pairs")
+            raise TrainError(f"{path}: expected objects with text, as sample writes them, or with pairs")
         hashes[os.path.basename(path)] = hashlib.sha256(raw).hexdigest()
     return training, validation, hashes
 
@@ -117,15 +117,17 @@ class Sequences:
     """The prepared folder. Training goes through all sequences in an order of the seed's, then again
     in another."""
 
-    def __init__(self, folder, seed):
+    def __init__(self, folder, seed, vocab):
         try:
             self.info = read_json(os.path.join(folder, "data.json"))
             self.train, self.validation = (np.load(os.path.join(folder, n + ".npy"), mmap_mode="r")
                                            for n in ("train", "validation"))
         except (OSError, ValueError) as e:
             raise TrainError(f"{folder}: no prepared text ({e}); python3 -m train.linearize tokens makes it")
-        self.seed, self.folder = seed, folder
-        self.length = self.train.shape[1]
+        self.seed, self.length = seed, self.train.shape[1]
+        most = max(int(a.max()) for a in (self.train, self.validation))
+        if most >= vocab:
+            raise TrainError(f"{folder} has a token {most}, the base has {vocab}: it was prepared for another model")
 
     def numbers(self, step, batch):
         """Of the training sequences of a step."""

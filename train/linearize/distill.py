@@ -5,6 +5,7 @@ import os
 import numpy as np
 import torch
 
+from ..config import TrainError
 from .data import batches
 
 ROWS = {"cpu": 128, "cuda": 4096}  # positions whose logits exist at a time
@@ -34,18 +35,18 @@ class Divergence(torch.autograd.Function):
     -100 have no CE. Differentiable in h: of the KL, or of the CE. `part`: sums_of_rows, perhaps compiled."""
 
     @staticmethod
-    def forward(ctx, h, t, E, labels, kind, part):
+    def forward(ctx, h, t, E, labels, learn, part):
         grad, kl, ce = torch.empty_like(h), 0.0, 0.0
         n, m, rows = len(h), int((labels >= 0).sum()), ROWS[h.device.type]
         for at in range(0, n, rows):
             s = slice(at, at + rows)
-            a, b, g = part(h[s], t[s], E, labels[s], kind if ctx.needs_input_grad[0] else None)
+            a, b, g = part(h[s], t[s], E, labels[s], learn if ctx.needs_input_grad[0] else None)
             kl, ce = kl + a, ce + b
             if g is not None:
                 grad[s] = g
-        ctx.save_for_backward(grad.div_(n if kind == "kl" else m))
+        ctx.save_for_backward(grad.div_(n if learn == "kl" else m))
         kl, ce = (kl / n).to(h.dtype), (ce / m).to(h.dtype)
-        ctx.mark_non_differentiable(ce if kind == "kl" else kl)
+        ctx.mark_non_differentiable(ce if learn == "kl" else kl)
         return kl, ce
 
     @staticmethod
@@ -67,11 +68,14 @@ class Hidden:
         self.llama, self.sequences, self.kept, self.file = llama, sequences, None, None
         shape = (len(sequences.train), sequences.length, llama.dim)
         if where == "memory":
-            self.kept = torch.empty(shape, dtype=torch.float16, device=llama.device)
+            try:
+                self.kept = torch.empty(shape, dtype=torch.float16, device=llama.device)
+            except RuntimeError:
+                raise TrainError(f"--cache memory: {2 * np.prod(shape) / 1e9:.1f} GB do not fit into that of {llama.device}")
             self.have = np.zeros(shape[0], np.uint8)
         elif where:
             os.makedirs(where, exist_ok=True)
-            path = os.path.join(where, "hidden-" + sequences.info["train"]["sha256"][:16])
+            path = os.path.join(where, f"hidden-{sequences.info['train']['sha256'][:16]}-{llama.fingerprint()}-{str(llama.dtype)[6:]}")
             self.file = self.open(path + ".f16", np.float16, shape)
             self.have = self.open(path + ".have", np.uint8, shape[:1])
             self.kept = torch.from_numpy(self.file)
@@ -84,18 +88,23 @@ class Hidden:
 
     def of(self, numbers):
         """-> [len(numbers) * T, d]"""
-        if self.kept is not None and self.have[numbers].all():
-            h = self.kept[numbers].to(self.llama.device)
-        else:
-            with torch.no_grad():
-                h = self.llama.hidden(self.sequences.rows("train", numbers).to(self.llama.device))
-            if self.kept is not None:
-                h = h.half()  # the same the first time and later
-                self.kept[numbers] = h.to(self.kept.device)
-                if self.file is not None:
-                    self.file.flush()
-                self.have[numbers] = 1
-        return h.float().flatten(0, 1)
+        if self.kept is None:
+            return self.compute(numbers).flatten(0, 1)
+        new = [n for n in numbers if not self.have[n]]
+        # In a file each alone, the same for any size of a step; a whole step where a size is compiled for.
+        for some in [[n] for n in new] if self.file is not None else [numbers] * bool(new):
+            h = self.compute(some)
+            for n, states in zip(some, h):
+                if not self.have[n]:
+                    self.kept[n] = states.to(self.kept.device, torch.float16)
+        if self.file is not None:
+            self.file.flush()
+        self.have[new] = 1
+        return self.kept[numbers].to(self.llama.device).float().flatten(0, 1)
+
+    def compute(self, numbers):
+        with torch.no_grad():
+            return self.llama.hidden(self.sequences.rows("train", numbers).to(self.llama.device))
 
 
 class Distill:
@@ -123,7 +132,7 @@ class Distill:
             with torch.no_grad():
                 t, h = llama.hidden(ids).flatten(0, 1), self.student.hidden(ids).flatten(0, 1)
                 kl, ce = Divergence.apply(h, t, llama.head, shifted(ids), "kl", self.part)
-                _, own = Divergence.apply(t, t, llama.head, shifted(ids), "kl", self.part)
-            rows += [(kl.item(), ce.item(), own.item())] * len(some)
-        kl, ce, own = (sum(c) / len(rows) for c in zip(*rows))
-        return {"kl": kl, "ce": ce, "teacher ce": own}
+                _, teacher_ce = Divergence.apply(t, t, llama.head, shifted(ids), "kl", self.part)
+            rows += [(kl.item(), ce.item(), teacher_ce.item())] * len(some)
+        kl, ce, teacher_ce = (sum(c) / len(rows) for c in zip(*rows))
+        return {"kl": kl, "ce": ce, "teacher ce": teacher_ce}

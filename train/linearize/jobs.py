@@ -19,7 +19,8 @@ def jobs_of(paths, runs, more):
                 if source is None:
                     raise TrainError(f"{path} needs the config of {config['transfer_from']} in the queue too")
                 name = f"{config['transfer_from']} sensitivity"
-                if name not in [j[0] for j in jobs]:
+                measured = os.path.join(runs, config["transfer_from"], "transfer", "sensitivity.json")
+                if name not in [j[0] for j in jobs] and not os.path.exists(measured):
                     jobs.append((name, command("sensitivity", source, runs, more), tuple(first)))
                 first.append(name)
             waits = tuple(n for n in first if n in [j[0] for j in jobs])

@@ -1,5 +1,7 @@
 """A Llama from a folder in Hugging Face layout, its weights frozen: the teacher, and what a
 linearized student shares with it. The residual stream is float32 whatever the products are."""
+import hashlib
+
 import torch
 import torch.nn.functional as F
 
@@ -57,9 +59,10 @@ class Llama:
         self.head_dim = values.get("head_dim") or self.dim // self.heads
         self.eps = values.get("rms_norm_eps", 1e-6)
         self.theta = (values.get("rope_parameters") or values).get("rope_theta") or 10000.0
-        self.config = values
-        self.kind = big = torch.bfloat16 if products == "bf16" else torch.float32
+        self.dtype = big = torch.bfloat16 if products == "bf16" else torch.float32
         if self.device.type == "cuda":
+            if not hasattr(F, "scaled_dot_product_attention"):
+                raise TrainError(f"--device {device} needs PyTorch 2 or later, this is {torch.__version__}")
             torch.backends.cuda.matmul.allow_tf32 = products == "bf16"
 
         def read(name, dtype=torch.float32):
@@ -90,6 +93,12 @@ class Llama:
             raise TrainError(str(e))
         self.angles = None
 
+    def fingerprint(self):
+        h = hashlib.sha256()
+        for t in (self.embed, self.final, self.layers[-1]["norm"], self.layers[-1]["down"]):
+            h.update(t.float().cpu().numpy().tobytes())
+        return h.hexdigest()[:16]
+
     def qkv(self, weights, x, lora=None):
         """A layer's inputs x [B, T, d] -> rotated q [B, H, T, D] and k [B, KV, T, D], v."""
         B, T, _ = x.shape
@@ -114,7 +123,7 @@ class Llama:
         return x + product(F.silu(gate) * up, weights["down"]).view(B, T, -1)
 
     def softmax(self, q, k, v):
-        return softmax_attention(q, k, v, self.kind)
+        return softmax_attention(q, k, v, self.dtype)
 
     def layer(self, weights, x):
         q, k, v = self.qkv(weights, x)

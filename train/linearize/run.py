@@ -1,5 +1,5 @@
 """A stage of a linearization as a run that can be killed at any point: the same command goes on from
-its last checkpoint and ends with the same curve and weights, bit for bit on the same machine."""
+its last checkpoint and ends with the same curve and weights, on a CPU bit for bit on the same machine."""
 import hashlib
 import json
 import math
@@ -61,13 +61,6 @@ def make_student(config, stage, llama, runs):
     return student
 
 
-def fingerprint(llama):
-    h = hashlib.sha256()
-    for t in (llama.embed, llama.final, llama.layers[-1]["norm"]):
-        h.update(t.cpu().numpy().tobytes())
-    return h.hexdigest()[:16]
-
-
 class Window:
     """Means over the steps since the last row of the curve."""
 
@@ -96,13 +89,13 @@ def run(config, stage, base, data, runs, products="float32", device="cpu", until
     if os.path.exists(os.path.join(folder, "result.json")):
         return folder
     llama = Llama(base, products, device)
-    sequences = Sequences(data, config["seed"])
+    sequences = Sequences(data, config["seed"], llama.vocab)
     student = make_student(config, stage, llama, runs)
     if compile:
         compile_layers(llama, student)
     os.makedirs(folder, exist_ok=True)
-    keep_config({**config, "stage": stage, "products": products, "data": sequences.info,
-                 "teacher": fingerprint(llama), "softmax": sorted(student.softmax),
+    keep_config({**config, "stage": stage, "products": products, "device": llama.device.type, "data": sequences.info,
+                 "teacher": llama.fingerprint(), "softmax": sorted(student.softmax),
                  "source": source_sum(config, stage, runs)}, folder)
     if stage == "transfer":
         task = Transfer(student, sequences, options, compile)
@@ -116,7 +109,8 @@ def compile_layers(llama, student):
     """One machine program for layers of a kind, whose intermediate results stay out of memory."""
     if not hasattr(torch, "compile"):
         raise TrainError(f"--compile needs PyTorch 2 or later, this is {torch.__version__}")
-    torch._dynamo.config.cache_size_limit = 32  # kinds: softmax or not, learning or not, sizes of a batch
+    from torch import _dynamo
+    _dynamo.config.cache_size_limit = 32  # kinds: softmax or not, learning or not, sizes of a batch
     for model in llama, student:
         model.layer = torch.compile(model.layer, dynamic=False)
 
@@ -142,11 +136,11 @@ def loop(task, config, options, folder, device, until, say):
     step, seconds, window = 0, 0.0, Window()
     held = spread(sequences, config["validation"])
     if os.path.exists(checkpoint):
-        saved = torch.load(checkpoint, map_location=device)
+        saved = torch.load(checkpoint, map_location="cpu")
         student.load(saved["parameters"])
         optimizer.load_state_dict(saved["optimizer"])
         step, seconds, window = saved["step"], saved["seconds"], Window(saved["window"])
-    cut_curve(curve, step)
+    cut_curve(curve, step or -1)
     # What the work took: the processor's time, or, as a GPU has none, the clock's.
     clock, unit = (time.process_time, "cpu_seconds") if device.type == "cpu" else (time.monotonic, "seconds")
     end, started = min(until, options["steps"]), clock()

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from ..config import write_json
+from ..config import TrainError, write_json
 from .data import Sequences
 from .distill import Divergence, shifted, sums_of_rows
 from .llama import Llama
@@ -35,12 +35,15 @@ def run(config, base, data, runs, n, products="float32", device="cpu", compile=F
     """-> what it writes beside the maps: KL by layer, and the layers from most to least sensitive"""
     folder = stage_folder(runs, config["name"], "transfer")
     path = os.path.join(folder, "sensitivity.json")
+    if n < 1:
+        raise TrainError(f"--sequences is {n}, expected at least 1")
     llama = Llama(base, products, device)
+    sequences = Sequences(data, config["seed"], llama.vocab)
     student = make_student(config, "transfer", llama, runs)
     student.load(weights_of(folder))
     if compile:
         compile_layers(llama, student)
-    kl = measure(student, Sequences(data, config["seed"]), n)
+    kl = measure(student, sequences, n)
     order = sorted(range(len(kl)), key=lambda i: -kl[i])
-    write_json(path, {"sequences": n, "kl": [round(v, 6) for v in kl], "order": order})
+    write_json(path, {"sequences": len(spread(sequences, n)), "kl": [round(v, 6) for v in kl], "order": order})
     return path

@@ -30,7 +30,7 @@ def group_of(name):
 class Student:
     def __init__(self, llama, options, lora=None):
         """`options`: the config's `student`; `lora`: rank and alpha, None for none."""
-        self.llama, self.options = llama, options
+        self.llama = llama
         self.window, self.sinks = options["window"], options["n_sink"]
         self.softmax = set(options["softmax_layers"])
         self.linear, self.affine = options["linear"], options["affine"]
