@@ -173,11 +173,12 @@ class Stages(Folder):
         from_a = "transfer_from: a"
         configs = [self.config("a"), self.config("b", 2, "softmax_layers: {most_sensitive: 1}", from_a),
                    self.config("c", 0, "affine: true"),
-                   self.config("d", 2, "linear: false, softmax_layers: [1]", "")]
+                   self.config("d", 2, "linear: false, softmax_layers: [1]", ""),
+                   self.config("e", 2, "", "distill_from: a")]
         self.linearize("queue", *configs, *self.where, "-o", runs, "--jobs", "2", "--cache", self.path("kept"))
         with open(os.path.join(runs, "a", "transfer", "sensitivity.json")) as f:
             first = json.load(f)["order"][0]
-        for name in ("a/transfer", "a/distill", "b/distill", "c/distill", "d/distill"):
+        for name in ("a/transfer", "a/distill", "b/distill", "c/distill", "d/distill", "e/distill"):
             with self.subTest(name):
                 self.linearize("check", os.path.join(runs, name), *self.where, "--linnet", LINNET,
                                "--limit", "1e-4")
@@ -185,6 +186,11 @@ class Stages(Folder):
         card = json.loads(Path(self.path("new", "b.json")).read_text())
         self.assertEqual((card["softmax layers"], card["transfer"]["run"], card["distill"]["run"]), ([first], "a", "b"))
         self.assertEqual([r["stage"] for r in card["curve"] if r["step"] == 0], ["transfer", "distill"])
+        ends, begins = (self.curve(runs, name, "distill")[at]["validation"]["kl"] for name, at in (("a", -1), ("e", 0)))
+        self.assertAlmostEqual(ends, begins, delta=1e-6)
+        self.linearize("delta", os.path.join(runs, "e", "distill"), "-o", self.path("new", "e.pt"))
+        card = json.loads(Path(self.path("new", "e.json")).read_text())
+        self.assertEqual([card[k]["run"] for k in ("transfer", "distill before", "distill")], ["a", "a", "e"])
         gguf = self.export(self.base, self.path("b.gguf"), "--lolcats", self.path("new", "b.pt"),
                            "--lolcats-config", self.path("new", "b.yaml"))
         mixers = GGUFReader(gguf).fields["linnet.mixers"].contents()
@@ -386,7 +392,7 @@ class Configs(unittest.TestCase):
                             (text.replace("rank: 2", "rank: two"), "rank is 'two', expected int"),
                             (text.replace("n_sink: 2", "linear: 1"), "linear is 1, expected bool"),
                             (text.replace("name: x", ""), "has no name"),
-                            (text + "transfer_from: y", "either transfer or transfer_from"),
+                            (text + "transfer_from: y", "one of transfer, transfer_from and distill_from"),
                             (text.replace("steps: 8, ", ""), "transfer has no steps"),
                             (text.replace("{maps: 0.02, factors: 0.02}", "{maps: 0.02}"), "transfer: lr has no factors"),
                             (text.replace(", lora: 0.01", ""), "distill: lr has no lora"),

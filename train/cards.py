@@ -107,7 +107,7 @@ def delta_table(cards):
         held = c["distill"]["held out"]
         lines.append([c["name"], f"{c['parameters']:,}", str(c["student"]["n_sink"]),
                       ", ".join(map(str, c["softmax layers"])) or "-", "yes" if c["student"]["linear"] else "no",
-                      f"{c['transfer']['tokens'] if 'transfer' in c else 0:,}", f"{c['distill']['tokens']:,}",
+                      *(f"{sum(c[k]['tokens'] for k in keys if k in c):,}" for keys in (("transfer",), ("distill before", "distill"))),
                       f"{held['kl']:.4f}", f"{held['ce']:.4f}", f"{held['teacher ce']:.4f}"])
     return """
 ## Linearized SmolLM2-135M-Instruct

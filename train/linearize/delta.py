@@ -51,8 +51,11 @@ def tensors_of(folder):
 
 
 def stages(folder, config):
-    """-> folders of what made a run: of its stage 1, if it had one, and its own"""
+    """-> folders of what made a run: of its stage 1, if it had one, of a stage 2 before, and its own"""
     runs = os.path.dirname(os.path.dirname(os.path.abspath(folder)))
+    if "distill_from" in config:
+        before = os.path.join(runs, config["distill_from"], "distill")
+        return stages(before, read_run(before)) + [folder]
     if config["stage"] == "transfer" or not config["student"]["linear"]:
         return [folder]
     return [os.path.join(runs, config.get("transfer_from", config["name"]), "transfer"), folder]
@@ -61,15 +64,16 @@ def stages(folder, config):
 def card(folder, config, name, file):
     out = {"name": name, "parameters": read_json(os.path.join(folder, "result.json"))["parameters"],
            "sha256": sha256(file), "seed": config["seed"], "softmax layers": config["softmax"]}
-    curve = []
-    for place in stages(folder, config):
+    curve, places = [], stages(folder, config)
+    for place in places:
         own, result = read_run(place), read_json(os.path.join(place, "result.json"))
-        out[own["stage"]] = {"run": own["name"], **own[own["stage"]], "tokens": result["tokens"],
-                             **{k: result[k] for k in ("cpu_seconds", "seconds", "device") if k in result},
-                             "products": own["products"], "torch": result["torch"],
-                             "held out": {k: v for k, v in result["validation"].items() if k != "layers"}}
+        key = own["stage"] if own["stage"] == "transfer" or place == places[-1] else "distill before"
+        out[key] = {"run": own["name"], **own[own["stage"]], "tokens": result["tokens"], "length": own["data"]["length"],
+                    **{k: result[k] for k in ("cpu_seconds", "seconds", "device") if k in result},
+                    "products": own["products"], "torch": result["torch"],
+                    "held out": {k: v for k, v in result["validation"].items() if k != "layers"}}
         with open(os.path.join(place, "curve.jsonl")) as f:
-            curve += [{"stage": own["stage"], **rounded(json.loads(line))} for line in f]
+            curve += [{"stage": key, **rounded(json.loads(line))} for line in f]
         measured = os.path.join(place, "sensitivity.json")
         if out["softmax layers"] and os.path.exists(measured):
             out["sensitivity"] = read_json(measured)

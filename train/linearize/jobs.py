@@ -13,7 +13,10 @@ def jobs_of(paths, runs, more):
         for path, config in configs:
             if stage not in config:
                 continue
-            first = [f"{config.get('transfer_from', config['name'])} transfer"] if stage == "distill" else []
+            first = []
+            if stage == "distill":
+                first = [f"{config['distill_from']} distill" if "distill_from" in config else
+                         f"{config.get('transfer_from', config['name'])} transfer"]
             source = next((p for p, c in configs if c["name"] == config.get("transfer_from")), None)
             if isinstance(config["student"]["softmax_layers"], dict) and stage == "distill":
                 if source is None:

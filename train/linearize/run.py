@@ -29,8 +29,14 @@ def weights_of(folder):
 
 
 def source_folder(config, runs):
-    """Where the maps of a later stage come from."""
+    """Where stage 2 begins: another config's stage 2, or a stage 1."""
+    if "distill_from" in config:
+        return stage_folder(runs, config["distill_from"], "distill")
     return stage_folder(runs, config.get("transfer_from", config["name"]), "transfer")
+
+
+def goes_on(config, stage):
+    return stage == "distill" and (config["student"]["linear"] or "distill_from" in config)
 
 
 def chosen_layers(config, runs):
@@ -47,7 +53,7 @@ def chosen_layers(config, runs):
 
 
 def make_student(config, stage, llama, runs):
-    """As the stage begins: identity maps, or those of stage 1."""
+    """As the stage begins: identity maps, or what it goes on from."""
     options = {**config["student"], "softmax_layers": chosen_layers(config, runs)}
     wrong = [i for i in options["softmax_layers"] if type(i) is not int or not 0 <= i < llama.n_layers]
     if wrong:
@@ -56,7 +62,7 @@ def make_student(config, stage, llama, runs):
     if stage == "transfer":
         return Student(llama, {**options, "softmax_layers": []})
     student = Student(llama, options, config["distill"])
-    if options["linear"]:
+    if goes_on(config, stage):
         student.load(weights_of(source_folder(config, runs)))
     return student
 
@@ -116,8 +122,8 @@ def compile_layers(llama, student):
 
 
 def source_sum(config, stage, runs):
-    """Stage 2 belongs to the maps that it began with."""
-    if stage == "transfer" or not config["student"]["linear"]:
+    """Stage 2 belongs to the weights that it began with."""
+    if not goes_on(config, stage):
         return None
     with open(os.path.join(source_folder(config, runs), "weights.pt"), "rb") as f:
         return hashlib.sha256(f.read()).hexdigest()

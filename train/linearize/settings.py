@@ -11,7 +11,7 @@ STAGE = {"steps": int, "batch": int, "warmup": int, "lr": dict}
 KEYS = {
     "": {"name": str, "about": str, "seed": int, "log_every": int, "evaluate_every": int,
          "checkpoint_every": int, "validation": int, "student": dict, "transfer": dict,
-         "transfer_from": str, "distill": dict},
+         "transfer_from": str, "distill_from": str, "distill": dict},
     "student": {"window": int, "n_sink": int, "softmax_layers": (list, dict), "affine": bool,
                 "linear": bool, "init_scale": float, "init_factor": float},
     "transfer": STAGE,
@@ -49,8 +49,9 @@ def load(path):
         if missing:
             raise TrainError(f"{path}: {stage} has no {missing[0]}")
     student = values["student"]
-    if student["linear"] and ("transfer" in values) == ("transfer_from" in values):
-        raise TrainError(f"{path}: expected either transfer or transfer_from")
+    begins = [key for key in ("transfer", "transfer_from", "distill_from") if key in values]
+    if student["linear"] and len(begins) != 1:
+        raise TrainError(f"{path}: expected one of transfer, transfer_from and distill_from")
     if not student["linear"] and "transfer" in values:
         raise TrainError(f"{path}: without a linear part there is nothing to transfer")
     maps = ("maps", "factors") if student["linear"] else ()
