@@ -332,6 +332,11 @@ class Text(Folder):
         self.assertEqual(sorted(once[n:]), list(range(n)))
         self.assertNotEqual(once[:n], once[n:])
         self.assertEqual(s.numbers(3, 2), once[6:8])
+        anywhere = {"batch": 2, "positions": 70}
+        self.assertEqual({s.first(step, anywhere) for step in range(99)}, set(range(7)))
+        self.assertEqual(s.first(3, {"batch": 2}), 0)
+        self.assertEqual(data.held([4, 5, 6], anywhere, 64), [([4, 5], 0), ([6], 6)])
+        self.assertEqual(data.held([4, 5, 6], {"batch": 2}, 64), [([4, 5], 0), ([6], 0)])
 
 
 class Curves(unittest.TestCase):

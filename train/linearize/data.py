@@ -108,9 +108,16 @@ def prepare(program, model, paths, out, length, separator, seed, again=0):
     return info
 
 
-def batches(numbers, n):
-    """-> `numbers` in lists of at most n"""
-    return [numbers[i:i + n] for i in range(0, len(numbers), n)]
+def first_positions(options, length):
+    """-> how many a sequence may begin at: 1, unless a stage's `positions` leave more"""
+    return max(1, options.get("positions", 0) - length + 1)
+
+
+def held(numbers, options, length):
+    """-> held-out sequences in lists as large as a step's, each with its first position, from 0 to the last"""
+    parts = [numbers[i:i + options["batch"]] for i in range(0, len(numbers), options["batch"])]
+    most = first_positions(options, length) - 1
+    return [(part, i * most // max(1, len(parts) - 1)) for i, part in enumerate(parts)]
 
 
 class Sequences:
@@ -134,6 +141,10 @@ class Sequences:
         n = len(self.train)
         at = range(step * batch, (step + 1) * batch)
         return [int(self.order(a // n)[a % n]) for a in at]
+
+    def first(self, step, options):
+        """The position at which the sequences of a step begin, any that `positions` leave."""
+        return random.Random(f"{self.seed} {step}").randrange(first_positions(options, self.length))
 
     def order(self, epoch):
         s = np.array([self.seed], mqar.U)

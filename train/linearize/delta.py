@@ -79,9 +79,9 @@ def card(folder, config, name, file):
             out["sensitivity"] = read_json(measured)
     for row in curve:
         row.get("validation", {}).pop("layers", None)
-    length = config["data"]["length"]
+    length = max(config["data"]["length"], config[config["stage"]].get("positions", 0))
     return {**out, "student": config["student"], "teacher": config["teacher"], "data": config["data"],
-            "limits": [f"trained on sequences of {length} tokens: whatever is longer is extrapolation",
+            "limits": [f"trained on {length} positions: whatever is longer is extrapolation",
                        "of texts of the kinds in `data`", "one seed; no other rates were tried in this run"],
             "curve": curve}
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..config import TrainError
-from .data import batches
+from .data import held
 
 ROWS = {"cpu": 128, "cuda": 4096}  # positions whose logits exist at a time
 
@@ -116,10 +116,10 @@ class Distill:
         self.recompute = recompute
         self.hidden = Hidden(student.llama, sequences, cache)
 
-    def learn(self, numbers):
+    def learn(self, numbers, first):
         ids = self.sequences.rows("train", numbers).to(self.student.llama.device)
         t = self.hidden.of(numbers)
-        h = self.student.hidden(ids, self.recompute).flatten(0, 1)
+        h = self.student.hidden(ids, self.recompute, first).flatten(0, 1)
         kl, ce = Divergence.apply(h, t, self.student.llama.head, shifted(ids), self.options["loss"], self.part)
         loss = kl if self.options["loss"] == "kl" else ce
         loss.backward()
@@ -127,10 +127,10 @@ class Distill:
 
     def validate(self, numbers):
         llama, rows = self.student.llama, []
-        for some in batches(numbers, self.options["batch"]):
+        for some, first in held(numbers, self.options, self.sequences.length):
             ids = self.sequences.rows("validation", some).to(llama.device)
             with torch.no_grad():
-                t, h = llama.hidden(ids).flatten(0, 1), self.student.hidden(ids).flatten(0, 1)
+                t, h = llama.hidden(ids).flatten(0, 1), self.student.hidden(ids, first=first).flatten(0, 1)
                 kl, ce = Divergence.apply(h, t, llama.head, shifted(ids), "kl", self.part)
                 _, teacher_ce = Divergence.apply(t, t, llama.head, shifted(ids), "kl", self.part)
             rows += [(kl.item(), ce.item(), teacher_ce.item())] * len(some)

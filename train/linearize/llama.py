@@ -91,7 +91,7 @@ class Llama:
                     "down": stack(at + "mlp.", "down_proj")})
         except ExportError as e:
             raise TrainError(str(e))
-        self.angles = None
+        self.table = self.angles = None  # of rotary positions: all so far, and those of the sequences at hand
 
     def fingerprint(self):
         h = hashlib.sha256()
@@ -108,7 +108,7 @@ class Llama:
             y = y + lora(h)
         y = y.view(B, T, -1, self.head_dim).transpose(1, 2)
         q, k, v = y.split([self.heads, self.kv_heads, self.kv_heads], 1)
-        cos, sin = (a[:T] for a in self.angles)
+        cos, sin = self.angles
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def after(self, weights, x, y, lora=None):
@@ -136,13 +136,16 @@ class Llama:
             x = self.layer(weights, x)
         return self.end(x)
 
-    def start(self, ids):
-        T = ids.shape[1]
-        if self.angles is None or len(self.angles[0]) < T:
+    def start(self, ids, first=0):
+        """Of sequences whose tokens are at positions `first` and on. Softmax attention knows only their
+        differences; feature maps see the positions themselves."""
+        end = first + ids.shape[1]
+        if self.table is None or len(self.table[0]) < end:
             half = self.head_dim // 2
             frequency = self.theta ** (-torch.arange(half, dtype=torch.float64) / half)
-            angle = torch.arange(T, dtype=torch.float64)[:, None] * frequency
-            self.angles = [f(angle).float().to(self.device) for f in (torch.cos, torch.sin)]
+            angle = torch.arange(end, dtype=torch.float64)[:, None] * frequency
+            self.table = [f(angle).float().to(self.device) for f in (torch.cos, torch.sin)]
+        self.angles = [a[first:end] for a in self.table]
         return self.embed[ids]
 
     def end(self, x):

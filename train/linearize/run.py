@@ -169,7 +169,7 @@ def loop(task, config, options, folder, device, until, say):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(options, group["rate"], step)
         optimizer.zero_grad(set_to_none=True)
-        values = task.learn(sequences.numbers(step, options["batch"]))
+        values = task.learn(sequences.numbers(step, options["batch"]), sequences.first(step, options))
         if not math.isfinite(values["loss"]):
             raise TrainError(f"{folder}: the loss is {values['loss']} at step {step}: try a smaller lr")
         if "clip" in options:

@@ -14,12 +14,12 @@ KEYS = {
          "transfer_from": str, "distill_from": str, "distill": dict},
     "student": {"window": int, "n_sink": int, "softmax_layers": (list, dict), "affine": bool,
                 "linear": bool, "init_scale": float, "init_factor": float},
-    "transfer": STAGE,
-    "distill": {**STAGE, "rank": int, "alpha": float, "loss": str, "clip": float},
+    "transfer": {**STAGE, "positions": int},
+    "distill": {**STAGE, "positions": int, "rank": int, "alpha": float, "loss": str, "clip": float},
     "lr": {"maps": float, "factors": float, "lora": float},
 }
 LEAST = {"log_every": 1, "evaluate_every": 1, "checkpoint_every": 1, "validation": 1, "window": 1,
-         "n_sink": 0, "steps": 1, "batch": 1, "warmup": 0, "rank": 1}
+         "n_sink": 0, "steps": 1, "batch": 1, "warmup": 0, "rank": 1, "positions": 0}
 
 
 def check(values, kind, path):

@@ -126,9 +126,9 @@ class Student:
         q, k, v = self.llama.qkv(weights, x, self.lora(own, PARTS))
         return self.llama.after(weights, x, self.attend(own, q, k, v), self.lora(own, "o"))
 
-    def hidden(self, ids, recompute=False):
-        """[B, T] -> [B, T, d]; `recompute`: keep only layers' inputs for the backward pass."""
-        x, learning = self.llama.start(ids), torch.is_grad_enabled()
+    def hidden(self, ids, recompute=False, first=0):
+        """[B, T], at positions `first` and on -> [B, T, d]; `recompute`: keep only layers' inputs for the backward pass."""
+        x, learning = self.llama.start(ids, first), torch.is_grad_enabled()
         # Checkpoints need a gradient of their inputs, and layers of one kind are compiled once.
         x.requires_grad_(learning)
         for i, weights in enumerate(self.llama.layers):

@@ -4,7 +4,7 @@ serves them all, and only one layer's graph exists at a time."""
 import torch
 
 from . import attention
-from .data import batches
+from .data import held
 
 
 def layer_error(student, weights, own, x):
@@ -20,12 +20,12 @@ def layer_error(student, weights, own, x):
     return (num / den - want).square().sum() / want.square().sum(), y
 
 
-def errors(student, ids, learn, error_of, after):
+def errors(student, ids, first, learn, error_of, after):
     """-> [layers] errors, their gradients added where `learn`; by layer_error and Llama.after, or these
     compiled"""
     llama, found = student.llama, []
     with torch.no_grad():
-        x = llama.start(ids)
+        x = llama.start(ids, first)
         for i, weights in enumerate(llama.layers):
             with torch.set_grad_enabled(learn):
                 error, y = error_of(student, weights, student.own(i), x)
@@ -50,14 +50,14 @@ class Transfer:
         if compile:
             self.how = [torch.compile(f, dynamic=False) for f in self.how]
 
-    def errors(self, name, numbers):
+    def errors(self, name, numbers, first):
         ids = self.sequences.rows(name, numbers).to(self.student.llama.device)
-        return errors(self.student, ids, name == "train", *self.how)
+        return errors(self.student, ids, first, name == "train", *self.how)
 
-    def learn(self, numbers):
-        return {"loss": self.errors("train", numbers).mean().item()}
+    def learn(self, numbers, first):
+        return {"loss": self.errors("train", numbers, first).mean().item()}
 
     def validate(self, numbers):
-        found = sum(self.errors("validation", part) * len(part)
-                    for part in batches(numbers, self.options["batch"])) / len(numbers)
+        found = sum(self.errors("validation", part, first) * len(part)
+                    for part, first in held(numbers, self.options, self.sequences.length)) / len(numbers)
         return {"loss": found.mean().item(), "layers": [round(e, 5) for e in found.tolist()]}
