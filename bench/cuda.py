@@ -111,7 +111,7 @@ def measure(args, part, folder, done):
             if not row["oom"]:
                 break
         done["commit"] = row["build_commit"]
-        row["name"], row["part"] = name, part
+        row["name"], row["part"], row["model_filename"] = name, part, model.name
         row["recurrent"] = MODELS[name][1] != "softmax"
         row["params_of_rows"] = PARAMS_OF_ROWS[MODELS[name][0]]
         if row["oom"]:

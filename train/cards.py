@@ -95,6 +95,10 @@ whose matrices are {rows[0]['held-out']['type of this file']}.
 """ + table(heads, lines)
 
 
+def tokens(c, *stages):
+    return f"{sum(c[s]['tokens'] for s in stages if s in c):,}"
+
+
 def delta_table(cards):
     """Of the linearizations, by name."""
     rows = [c for c in cards if "distill" in c]
@@ -107,7 +111,7 @@ def delta_table(cards):
         held = c["distill"]["held out"]
         lines.append([c["name"], f"{c['parameters']:,}", str(c["student"]["n_sink"]),
                       ", ".join(map(str, c["softmax layers"])) or "-", "yes" if c["student"]["linear"] else "no",
-                      *(f"{sum(c[k]['tokens'] for k in keys if k in c):,}" for keys in (("transfer",), ("distill before", "distill"))),
+                      tokens(c, "transfer"), tokens(c, "distill before", "distill"),
                       f"{held['kl']:.4f}", f"{held['ce']:.4f}", f"{held['teacher ce']:.4f}"])
     return """
 ## Linearized SmolLM2-135M-Instruct

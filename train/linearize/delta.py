@@ -9,6 +9,7 @@ import yaml
 from ..cards import refresh_readme, rounded, sha256, write_card
 from ..config import TrainError, read_json
 from ..run import save
+from .settings import goes_on, source_of, stage_folder
 from .student import Student, group_of
 
 
@@ -51,14 +52,11 @@ def tensors_of(folder):
 
 
 def stages(folder, config):
-    """-> folders of what made a run: of its stage 1, if it had one, of a stage 2 before, and its own"""
-    runs = os.path.dirname(os.path.dirname(os.path.abspath(folder)))
-    if "distill_from" in config:
-        before = os.path.join(runs, config["distill_from"], "distill")
-        return stages(before, read_run(before)) + [folder]
-    if config["stage"] == "transfer" or not config["student"]["linear"]:
+    """-> folders of the stages that made a run, in their order, its own last"""
+    if not goes_on(config, config["stage"]):
         return [folder]
-    return [os.path.join(runs, config.get("transfer_from", config["name"]), "transfer"), folder]
+    before = stage_folder(os.path.dirname(os.path.dirname(os.path.abspath(folder))), *source_of(config))
+    return stages(before, read_run(before)) + [folder]
 
 
 def card(folder, config, name, file):

@@ -92,7 +92,8 @@ class Hidden:
             return self.compute(numbers).flatten(0, 1)
         new = [n for n in numbers if not self.have[n]]
         # In a file each alone, the same for any size of a step; a whole step where a size is compiled for.
-        for some in [[n] for n in new] if self.file is not None else [numbers] * bool(new):
+        parts = [[n] for n in new] if self.file is not None else [numbers] if new else []
+        for some in parts:
             h = self.compute(some)
             for n, states in zip(some, h):
                 if not self.have[n]:

@@ -3,7 +3,7 @@ import os
 
 from ..config import TrainError
 from ..queue import locked, work
-from .settings import load
+from .settings import load, sensitivity_path, source_of
 
 
 def jobs_of(paths, runs, more):
@@ -13,17 +13,14 @@ def jobs_of(paths, runs, more):
         for path, config in configs:
             if stage not in config:
                 continue
-            first = []
-            if stage == "distill":
-                first = [f"{config['distill_from']} distill" if "distill_from" in config else
-                         f"{config.get('transfer_from', config['name'])} transfer"]
+            first = [" ".join(source_of(config))] if stage == "distill" else []
             source = next((p for p, c in configs if c["name"] == config.get("transfer_from")), None)
             if isinstance(config["student"]["softmax_layers"], dict) and stage == "distill":
                 if source is None:
                     raise TrainError(f"{path} needs the config of {config['transfer_from']} in the queue too")
                 name = f"{config['transfer_from']} sensitivity"
-                measured = os.path.join(runs, config["transfer_from"], "transfer", "sensitivity.json")
-                if name not in [j[0] for j in jobs] and not os.path.exists(measured):
+                measured = os.path.exists(sensitivity_path(runs, config["transfer_from"]))
+                if name not in [j[0] for j in jobs] and not measured:
                     jobs.append((name, command("sensitivity", source, runs, more), tuple(first)))
                 first.append(name)
             waits = tuple(n for n in first if n in [j[0] for j in jobs])

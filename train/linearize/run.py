@@ -13,12 +13,9 @@ from ..run import cut_curve, keep_config, learning_rate, save
 from .data import Sequences
 from .distill import Distill
 from .llama import Llama
+from .settings import goes_on, sensitivity_path, source_of, stage_folder
 from .student import Student
 from .transfer import Transfer
-
-
-def stage_folder(runs, name, stage):
-    return os.path.join(runs, name, stage)
 
 
 def weights_of(folder):
@@ -28,23 +25,12 @@ def weights_of(folder):
     return torch.load(path, map_location="cpu")
 
 
-def source_folder(config, runs):
-    """Where stage 2 begins: another config's stage 2, or a stage 1."""
-    if "distill_from" in config:
-        return stage_folder(runs, config["distill_from"], "distill")
-    return stage_folder(runs, config.get("transfer_from", config["name"]), "transfer")
-
-
-def goes_on(config, stage):
-    return stage == "distill" and (config["student"]["linear"] or "distill_from" in config)
-
-
 def chosen_layers(config, runs):
     """softmax_layers as a list: those given, or the most sensitive as `sensitivity` measured them."""
     layers = config["student"]["softmax_layers"]
     if isinstance(layers, list):
         return layers
-    path = os.path.join(source_folder(config, runs), "sensitivity.json")
+    path = sensitivity_path(runs, config["transfer_from"])
     try:
         order = read_json(path)["order"]
     except OSError:
@@ -63,7 +49,7 @@ def make_student(config, stage, llama, runs):
         return Student(llama, {**options, "softmax_layers": []})
     student = Student(llama, options, config["distill"])
     if goes_on(config, stage):
-        student.load(weights_of(source_folder(config, runs)))
+        student.load(weights_of(stage_folder(runs, *source_of(config))))
     return student
 
 
@@ -125,7 +111,7 @@ def source_sum(config, stage, runs):
     """Stage 2 belongs to the weights that it began with."""
     if not goes_on(config, stage):
         return None
-    with open(os.path.join(source_folder(config, runs), "weights.pt"), "rb") as f:
+    with open(os.path.join(stage_folder(runs, *source_of(config)), "weights.pt"), "rb") as f:
         return hashlib.sha256(f.read()).hexdigest()
 
 

@@ -1,14 +1,13 @@
 """Which layers need softmax most: KL(teacher || teacher with one layer's attention swapped) on the
 validation sequences, one layer at a time, with the maps of a finished stage 1."""
-import os
-
 import torch
 
 from ..config import TrainError, write_json
 from .data import Sequences
 from .distill import Divergence, shifted, sums_of_rows
 from .llama import Llama
-from .run import compile_layers, make_student, spread, stage_folder, weights_of
+from .run import compile_layers, make_student, spread, weights_of
+from .settings import sensitivity_path, stage_folder
 
 
 def measure(student, sequences, n, say=print):
@@ -34,7 +33,7 @@ def measure(student, sequences, n, say=print):
 def run(config, base, data, runs, n, products="float32", device="cpu", compile=False):
     """-> what it writes beside the maps: KL by layer, and the layers from most to least sensitive"""
     folder = stage_folder(runs, config["name"], "transfer")
-    path = os.path.join(folder, "sensitivity.json")
+    path = sensitivity_path(runs, config["name"])
     if n < 1:
         raise TrainError(f"--sequences is {n}, expected at least 1")
     llama = Llama(base, products, device)

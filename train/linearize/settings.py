@@ -1,4 +1,7 @@
-"""The config of a linearization: YAML or JSON, on top of the file that its `base` names."""
+"""The config of a linearization: YAML or JSON, on top of the file that its `base` names; where its runs lie
+and what they begin with."""
+import os
+
 from ..config import TrainError, merge, read
 
 DEFAULTS = {
@@ -66,3 +69,23 @@ def load(path):
         raise TrainError(f"{path}: softmax_layers is a list of layers, or most_sensitive: N together with "
                          "transfer_from")
     return values
+
+
+def stage_folder(runs, name, stage):
+    return os.path.join(runs, name, stage)
+
+
+def source_of(config):
+    """-> the name of a config and its stage, with which this one's stage 2 begins"""
+    if "distill_from" in config:
+        return config["distill_from"], "distill"
+    return config.get("transfer_from", config["name"]), "transfer"
+
+
+def goes_on(config, stage):
+    """Whether a stage begins with weights of another."""
+    return stage == "distill" and (config["student"]["linear"] or "distill_from" in config)
+
+
+def sensitivity_path(runs, name):
+    return os.path.join(stage_folder(runs, name, "transfer"), "sensitivity.json")
