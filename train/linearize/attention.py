@@ -4,6 +4,7 @@ heads. Nothing is of size T x T: softmax goes by blocks of queries, the rest by 
 import math
 
 import torch
+from torch.nn.functional import pad
 
 QUERIES = 64  # of a block of softmax attention
 CHUNK = 64    # of linear attention
@@ -101,17 +102,17 @@ class Features(torch.autograd.Function):
 def linear_sums(fq, fk, v, chunk=CHUNK):
     """sum over j <= i of (fq_i . fk_j) v_j: [N, T, F], [N, T, F], [N, T, V] -> [N, T, V]"""
     N, T, F = fq.shape
-    pad = -T % chunk
-    if pad:
-        fq, fk, v = (torch.nn.functional.pad(x, (0, 0, 0, pad)) for x in (fq, fk, v))
-    n = (T + pad) // chunk
+    more = -T % chunk
+    if more:
+        fq, fk, v = (pad(x, (0, 0, 0, more)) for x in (fq, fk, v))
+    n = (T + more) // chunk
     fq, fk, v = (x.reshape(N * n, chunk, -1) for x in (fq, fk, v))
     past = torch.ones(chunk, chunk, device=fq.device, dtype=fq.dtype).tril()
     y = ((fq @ fk.transpose(1, 2)) * past) @ v
     state = (fk.transpose(1, 2) @ v).view(N, n, -1)
     earlier = torch.ones(n, n, device=fq.device, dtype=fq.dtype).tril(-1)
     state = (earlier @ state).view(N * n, F, -1)
-    return torch.baddbmm(y, fq, state).view(N, T + pad, -1)[:, :T]
+    return torch.baddbmm(y, fq, state).view(N, T + more, -1)[:, :T]
 
 
 def far_sums(fq, fk, v, window, sinks):
@@ -122,9 +123,7 @@ def far_sums(fq, fk, v, window, sinks):
     kv, D = v.shape[1], v.shape[-1]
     # Keys lag by a window: a plain causal sum over what has left it. A column of ones gives the second
     # sum; columns up to a multiple of 8 are for the GPU's products.
-    one = torch.zeros_like(v[..., :1]).expand(-1, -1, -1, -D % 8 or 8).clone()
-    one[..., 0] = 1
-    v = torch.cat([v, one], -1)[:, :, :T - window]
+    v = pad(pad(v[:, :, :T - window], (0, 1), value=1.0), (0, -(D + 1) % 8))
     if sinks:
         v = torch.cat([torch.zeros_like(v[:, :, :sinks]), v[:, :, sinks:]], 2)
     v = v[:, :, None].expand(-1, -1, H // kv, -1, -1).reshape(B * H, T - window, -1)
