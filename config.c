@@ -519,7 +519,9 @@ linnet_status config_heads(linnet_model *m, linnet_error *err) {
         m->most.head_dim = max_size(m->most.head_dim, d);
         m->most.group = max_size(m->most.group, heads / kv);
         if (w->kv_slot >= 0)
-            m->kv_slots[w->kv_slot] = (kv_slot){.heads = h->n_kv_heads, .head_dim = h->head_dim};
+            m->kv_slots[w->kv_slot] = (kv_slot){.heads = h->n_kv_heads,
+                                                .head_dim = h->head_dim,
+                                                .table = w->window ? KV_WINDOWED : KV_ALL};
     }
     kv_place(m->kv_slots, m->kv_layers);
     return LINNET_OK;

@@ -612,8 +612,8 @@ size_t model_kv_start(const linnet_model *m, linnet_window_mode mode, size_t n_t
     size_t start = n_tokens;
     for (int i = 0; i < m->cfg.n_layers; i++) {
         int window = m->layers[i].window;
-        if (m->layers[i].kv_slot < 0) continue;
-        start = min_size(start, window ? (size_t)window_first(mode, window, (int)n_tokens) : 0);
+        if (m->layers[i].kv_slot < 0 || !window) continue;
+        start = min_size(start, (size_t)window_first(mode, window, (int)n_tokens));
     }
     return start;
 }
@@ -624,7 +624,8 @@ uint64_t linnet_model_state_bytes(const linnet_model *m, linnet_kv_type kv, uint
     uint64_t pages = (n_tokens + PAGE - 1) / PAGE;
     size_t pinned = round_up((size_t)m->cfg.n_sink, PAGE) / PAGE; /* kv_drop_before keeps them */
     size_t start = min_size(pages, model_kv_start(m, LINNET_SLIDING, n_tokens) / PAGE);
-    return (pages - (start - min_size(start, pinned))) * l.page_bytes + m->state_bytes;
+    uint64_t in_windows = pages - (start - min_size(start, pinned));
+    return pages * l.page_bytes[KV_ALL] + in_windows * l.page_bytes[KV_WINDOWED] + m->state_bytes;
 }
 
 kv_kind model_kv_kind(const linnet_model *m, linnet_kv_type kv) {

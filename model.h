@@ -115,7 +115,7 @@ typedef struct {
     void *mixer_weights;              /* the mixer's own struct */
     int window;                       /* of the mixer: tokens visible, 0 = all */
     head_layout heads;                /* of the mixer, if it has softmax attention */
-    int kv_slot;                      /* its place in the session's KV pages, -1: keeps none */
+    int kv_slot;                      /* which of the session's KV slots, -1: keeps none */
     size_t state_at;                  /* its place in the session's fixed-size state */
     norm_weights attn_norm, ffn_norm; /* before the mixer and the feed-forward; absent: w NULL */
     norm_weights attn_post_norm, ffn_post_norm; /* of their outputs; absent: w NULL */
@@ -171,7 +171,8 @@ struct linnet_model {
 /* What `kv` means for this model: exact activations always keep float32. */
 kv_kind model_kv_kind(const linnet_model *m, linnet_kv_type kv);
 /* The first position that any window still needs once n_tokens are in and the next token comes
- * under `mode`; the sinks, cfg.n_sink first positions, are needed always. */
+ * under `mode`, n_tokens if no layer has one; the sinks, cfg.n_sink first positions, are needed
+ * always. */
 size_t model_kv_start(const linnet_model *m, linnet_window_mode mode, size_t n_tokens);
 /* The first position in the window of position t. Sliding: t is the last of `window`. Terrace: the
  * window is t's block of `window` positions, up to t, and the block before it. */

@@ -209,14 +209,17 @@ static linnet_status describe(cuda_backend *b, linnet_model *m, const linnet_ite
     cuda_model *g = (cuda_model *)m->prepared;
     size_t pages = 0;
     for (size_t r = 0; r < n; r++)
-        if (!r || rows[r].session != rows[r - 1].session) pages += rows[r].session->kv.n_pages;
+        if (!r || rows[r].session != rows[r - 1].session)
+            for (const kv_table &t : rows[r].session->kv.tables)
+                pages += t.n_pages;
     upload_layout u = lay_out_upload(n, pages);
     linnet_status s = fit_upload(b, g, u.bytes, err);
     if (s) return s;
     cuda_row *out = (cuda_row *)(void *)(g->up_host + u.rows);
     cuda_run *runs = (cuda_run *)(void *)(g->up_host + u.runs);
     uint8_t **tables = (uint8_t **)(void *)(g->up_host + u.tables);
-    size_t table = 0, last_position = 0;
+    uint8_t *const *on_gpu[KV_TABLES] = {};
+    size_t at = 0, last_position = 0;
     *shape = {};
     shape->n = n;
     shape->kv = rows->session->kv.layout.kind;
@@ -224,16 +227,19 @@ static linnet_status describe(cuda_backend *b, linnet_model *m, const linnet_ite
         const linnet_session *x = rows[r].session;
         if (!r || x != rows[r - 1].session) {
             runs[shape->n_runs++] = {(int)r, (int)r};
-            table = r ? table + rows[r - 1].session->kv.n_pages : 0;
-            for (size_t i = 0; i < x->kv.n_pages; i++)
-                tables[table + i] = x->kv.pages[i] ? x->kv.pages[i]->data : NULL;
+            for (int t = 0; t < KV_TABLES; t++) {
+                const kv_table &kv = x->kv.tables[t];
+                on_gpu[t] = (uint8_t *const *)(void *)(g->up_gpu + u.tables) + at;
+                for (size_t i = 0; i < kv.n_pages; i++)
+                    tables[at++] = kv.pages[i] ? kv.pages[i]->data : NULL;
+            }
         }
         cuda_run *run = &runs[shape->n_runs - 1];
         run->last = (int)r + 1;
         shape->longest_run = max_size(shape->longest_run, (size_t)(run->last - run->first));
         last_position = max_size(last_position, (size_t)rows[r].position);
         out[r] = {x->state,
-                  (uint8_t *const *)(void *)(g->up_gpu + u.tables) + table,
+                  {on_gpu[KV_ALL], on_gpu[KV_WINDOWED]},
                   rows[r].want ? place_of_logits(g, items, &rows[r], shape->n_wanted) : NULL,
                   rows[r].token,
                   rows[r].position,

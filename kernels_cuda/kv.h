@@ -10,6 +10,7 @@
 /* Where a layer's heads lie in a page. */
 typedef struct {
     kv_kind kind;
+    kv_table_id table;
     int head_dim, padded;
     size_t at, head_bytes;     /* of the first head; from one to the next */
     size_t v_at, kd_at, vd_at; /* in a head */
@@ -22,6 +23,7 @@ static inline kv_place_of_layer kv_places(const cuda_pass *p, int layer) {
     size_t size = l->kind == KV_F32 ? 4 : l->kind == KV_F16 ? 2 : 1, d = (size_t)slot->head_dim;
     size_t scales = l->kind == KV_Q8_0 ? d / BLOCK * PAGE * 2 : 0;
     k.kind = l->kind;
+    k.table = slot->table;
     k.head_dim = slot->head_dim;
     k.padded = (int)round_up(d, 16);
     k.at = slot->at[l->kind];
@@ -34,7 +36,7 @@ static inline kv_place_of_layer kv_places(const cuda_pass *p, int layer) {
 
 /* A head of the page that holds `position`. */
 DEVICE uint8_t *kv_head(const kv_place_of_layer &k, const cuda_row &row, int position, int head) {
-    return row.pages[position / PAGE] + k.at + k.head_bytes * (size_t)head;
+    return row.pages[k.table][position / PAGE] + k.at + k.head_bytes * (size_t)head;
 }
 
 /* Number d of the key, or of the value, at place `at` (position % 64) of a head. */

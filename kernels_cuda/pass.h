@@ -21,8 +21,8 @@ enum {
 
 /* A token of a piece, as kernels see it. Rows of one session are consecutive, in order. */
 typedef struct {
-    uint8_t *state;        /* of its session, all layers; NULL: the model has none */
-    uint8_t *const *pages; /* page i of its KV pages; NULL: dropped */
+    uint8_t *state;                   /* of its session, all layers; NULL: the model has none */
+    uint8_t *const *pages[KV_TABLES]; /* page i of its KV pages; NULL: dropped */
     float *logits; /* pinned memory of the host that gets its logits; NULL: nobody wants them */
     int32_t token;
     int position;

@@ -283,7 +283,7 @@ static linnet_status insert(linnet_cache *c, linnet_session *f, linnet_error *er
 
 static linnet_status keep(linnet_cache *c, const linnet_session *s, linnet_error *err) {
     if (!s->n_tokens || s->lost || s->n_ruled != s->n_tokens) return LINNET_OK;
-    if (cache_own_bytes(s) + s->kv.held * s->kv.layout.page_bytes > c->bytes_max) return LINNET_OK;
+    if (cache_own_bytes(s) + kv_held_bytes(&s->kv) > c->bytes_max) return LINNET_OK;
     pthread_mutex_lock(&c->lock);
     bool there = known(c, s);
     pthread_mutex_unlock(&c->lock);

@@ -43,25 +43,43 @@ static void remove_slot(page_counts *p, size_t i) {
 
 uint64_t cache_own_bytes(const linnet_session *s) {
     return sizeof(cache_entry) + sizeof *s + s->n_tokens * sizeof *s->tokens +
-           s->kv.n_pages * sizeof *s->kv.pages + s->model->state_bytes +
+           (s->kv.tables[KV_ALL].n_pages + s->kv.tables[KV_WINDOWED].n_pages) * sizeof(kv_page *) +
+           s->model->state_bytes +
            (s->has_logits ? (size_t)s->model->cfg.n_rows * sizeof *s->logits : 0);
 }
 
-linnet_status cache_hold(linnet_cache *c, cache_entry *e, linnet_session *state,
-                         linnet_error *err) {
-    if (!make_room(&c->pages, state->kv.held))
-        return fail(err, LINNET_ERR_MEMORY, "no memory to count the cache's pages");
-    for (size_t i = 0; i < state->kv.n_pages; i++) {
-        if (!state->kv.pages[i]) continue;
-        page_count *p = &c->pages.at[slot_of(&c->pages, state->kv.pages[i])];
+/* Counts an owner more of each page; `bytes` of a page. */
+static void hold_pages(linnet_cache *c, const kv_table *t, size_t bytes) {
+    for (size_t i = 0; i < t->n_pages; i++) {
+        if (!t->pages[i]) continue;
+        page_count *p = &c->pages.at[slot_of(&c->pages, t->pages[i])];
         if (p->page) {
             p->n++;
             continue;
         }
-        *p = (page_count){state->kv.pages[i], 1};
+        *p = (page_count){t->pages[i], 1};
         c->pages.used++;
-        c->bytes += state->kv.layout.page_bytes;
+        c->bytes += bytes;
     }
+}
+
+static void let_pages_go(linnet_cache *c, const kv_table *t, size_t bytes) {
+    for (size_t i = 0; i < t->n_pages; i++) {
+        if (!t->pages[i]) continue;
+        size_t slot = slot_of(&c->pages, t->pages[i]);
+        if (--c->pages.at[slot].n) continue;
+        remove_slot(&c->pages, slot);
+        c->bytes -= bytes;
+    }
+}
+
+linnet_status cache_hold(linnet_cache *c, cache_entry *e, linnet_session *state,
+                         linnet_error *err) {
+    const kv_cache *kv = &state->kv;
+    if (!make_room(&c->pages, kv->tables[KV_ALL].held + kv->tables[KV_WINDOWED].held))
+        return fail(err, LINNET_ERR_MEMORY, "no memory to count the cache's pages");
+    for (int i = 0; i < KV_TABLES; i++)
+        hold_pages(c, &kv->tables[i], kv->layout.page_bytes[i]);
     e->own_bytes = cache_own_bytes(state);
     e->state = state;
     if (e->tokens != state->tokens) free(state->tokens);
@@ -75,13 +93,8 @@ linnet_status cache_hold(linnet_cache *c, cache_entry *e, linnet_session *state,
 void cache_let_go(linnet_cache *c, cache_entry *e) {
     linnet_session *s = e->state;
     if (!s) return;
-    for (size_t i = 0; i < s->kv.n_pages; i++) {
-        if (!s->kv.pages[i]) continue;
-        size_t slot = slot_of(&c->pages, s->kv.pages[i]);
-        if (--c->pages.at[slot].n) continue;
-        remove_slot(&c->pages, slot);
-        c->bytes -= s->kv.layout.page_bytes;
-    }
+    for (int i = 0; i < KV_TABLES; i++)
+        let_pages_go(c, &s->kv.tables[i], s->kv.layout.page_bytes[i]);
     c->bytes -= e->own_bytes;
     c->stats.entries--;
     e->state = NULL;
@@ -91,13 +104,20 @@ void cache_let_go(linnet_cache *c, cache_entry *e) {
 
 /* ---- Evicting -------------------------------------------------------------------------------- */
 
+/* Pages that no other entry has. */
+static uint64_t own_pages(const linnet_cache *c, const kv_table *t) {
+    uint64_t n = 0;
+    for (size_t i = 0; i < t->n_pages; i++)
+        n += t->pages[i] && c->pages.at[slot_of(&c->pages, t->pages[i])].n == 1;
+    return n;
+}
+
 /* Bytes that would be free without the entry. */
 static uint64_t freed_bytes(const linnet_cache *c, const cache_entry *e) {
     const kv_cache *kv = &e->state->kv;
     uint64_t bytes = e->own_bytes;
-    for (size_t i = 0; i < kv->n_pages; i++)
-        if (kv->pages[i] && c->pages.at[slot_of(&c->pages, kv->pages[i])].n == 1)
-            bytes += kv->layout.page_bytes;
+    for (int i = 0; i < KV_TABLES; i++)
+        bytes += own_pages(c, &kv->tables[i]) * kv->layout.page_bytes[i];
     return bytes;
 }
 

@@ -49,14 +49,15 @@ linnet_status linnet_session_fork(const linnet_session *x, linnet_session **out,
 }
 
 bool model_can_cut(const linnet_model *m) {
-    return !m->state_bytes && !model_kv_start(m, LINNET_SLIDING, MAX_CTX);
+    return !m->state_bytes && model_kv_start(m, LINNET_SLIDING, MAX_CTX) == MAX_CTX;
 }
 
 bool session_can_cut(const linnet_session *x, size_t n) {
     if (n == x->n_tokens) return true;
     if (n > x->n_tokens || x->model->state_bytes || x->mode != LINNET_SLIDING) return false;
+    const kv_table *windowed = &x->kv.tables[KV_WINDOWED];
     for (size_t i = model_kv_start(x->model, x->mode, n) / PAGE; i * PAGE < n; i++)
-        if (x->model->kv_layers && !x->kv.pages[i]) return false;
+        if (windowed->n_pages && !windowed->pages[i]) return false;
     return true;
 }
 
@@ -95,8 +96,10 @@ linnet_status session_become(linnet_session *s, const linnet_session *from, size
         }
         kv_truncate(&kv, n);
         kv.layout = s->kv.layout;
-        kv.slab = s->kv.slab; /* goes on cutting pages from it */
-        s->kv.slab = NULL;
+        for (int i = 0; i < KV_TABLES; i++) { /* goes on cutting pages from its slabs */
+            kv.tables[i].slab = s->kv.tables[i].slab;
+            s->kv.tables[i].slab = NULL;
+        }
         kv_free(&s->kv);
         s->kv = kv;
         if (n) memcpy(s->tokens, from->tokens, n * sizeof *s->tokens);

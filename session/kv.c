@@ -5,10 +5,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* Memory that the pages of one cache are cut from: few allocations, and on the CPU huge pages. Each
+/* Memory that the pages of one table are cut from: few allocations, and on the CPU huge pages. Each
  * page is used once. The slab goes with its last page, whoever holds that. */
 struct kv_slab {
-    atomic_size_t owners; /* pages, and the cache that cuts from it */
+    atomic_size_t owners; /* pages, and the table that cuts from it */
     backend *where;
     uint8_t *memory;
     size_t bytes, used, n_pages;
@@ -20,12 +20,13 @@ enum {
     SMALL_PAGE = 1 << 17 /* below it the CPU has a slab for every page */
 };
 
-static linnet_status slab_new(const kv_layout *l, kv_slab **out, linnet_error *err) {
-    bool alone = l->where->ops->host_memory && l->page_bytes < SMALL_PAGE;
-    size_t pages = alone ? 1 : max_size(SLAB / l->page_bytes, 4);
+static linnet_status slab_new(const kv_layout *l, size_t page_bytes, kv_slab **out,
+                              linnet_error *err) {
+    bool alone = l->where->ops->host_memory && page_bytes < SMALL_PAGE;
+    size_t pages = alone ? 1 : max_size(SLAB / page_bytes, 4);
     kv_slab *s = malloc(sizeof *s + pages * sizeof *s->pages);
     if (!s) return fail(err, LINNET_ERR_MEMORY, "no memory for a list of KV pages");
-    *s = (kv_slab){.where = l->where, .bytes = pages * l->page_bytes, .n_pages = pages};
+    *s = (kv_slab){.where = l->where, .bytes = pages * page_bytes, .n_pages = pages};
     void *memory;
     linnet_status status = l->where->ops->alloc(l->where, s->bytes, &memory, err);
     if (status) {
@@ -63,48 +64,53 @@ static inline head_bytes bytes_of(kv_kind kind, int head_dim) {
 
 void kv_place(kv_slot *slots, int layers) {
     for (int kind = 0; kind < KV_KINDS; kind++) {
-        size_t at = 0;
+        size_t at[KV_TABLES] = {0};
         for (int i = 0; i < layers; i++) {
-            slots[i].at[kind] = at;
-            at += bytes_of((kv_kind)kind, slots[i].head_dim).all * (size_t)slots[i].heads;
+            size_t *end = &at[slots[i].table];
+            slots[i].at[kind] = *end;
+            *end += bytes_of((kv_kind)kind, slots[i].head_dim).all * (size_t)slots[i].heads;
         }
     }
 }
 
 kv_layout kv_layout_of(kv_kind kind, const kv_slot *slots, int layers) {
     kv_layout l = {.kind = kind, .layers = layers, .slots = slots, .where = &backend_cpu};
-    if (!layers) return l;
-    const kv_slot *last = &slots[layers - 1];
-    l.page_bytes = last->at[kind] + bytes_of(kind, last->head_dim).all * (size_t)last->heads;
+    for (int i = 0; i < layers; i++) { /* a table ends with its last layer */
+        const kv_slot *s = &slots[i];
+        l.page_bytes[s->table] = s->at[kind] + bytes_of(kind, s->head_dim).all * (size_t)s->heads;
+    }
     return l;
 }
 
 /* Gives a page's memory back that is never used again, where its slab lives on: few pages of a slab
  * may be snapshots that are kept for long. */
-static void discard(const kv_layout *l, const kv_page *p) {
+static void discard(const kv_layout *l, size_t page_bytes, const kv_page *p) {
     static const uintptr_t unit = 4096; /* larger units of the system refuse, which does no harm */
     if (!l->where->ops->host_memory || p->slab->n_pages == 1) return;
     uintptr_t from = round_up((uintptr_t)p->data, unit);
-    uintptr_t to = ((uintptr_t)p->data + l->page_bytes) / unit * unit;
+    uintptr_t to = ((uintptr_t)p->data + page_bytes) / unit * unit;
     if (from < to) (void)madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
-static void release(kv_cache *c, size_t i) {
-    kv_page *p = c->pages[i];
+static void release(kv_cache *c, kv_table_id table, size_t i) {
+    kv_table *t = &c->tables[table];
+    kv_page *p = t->pages[i];
     if (!p) return;
-    c->pages[i] = NULL;
-    c->held--;
+    t->pages[i] = NULL;
+    t->held--;
     if (atomic_fetch_sub(&p->owners, 1) != 1) return;
-    if (atomic_load(&p->slab->owners) > 1) discard(&c->layout, p);
+    if (atomic_load(&p->slab->owners) > 1) discard(&c->layout, c->layout.page_bytes[table], p);
     slab_release(p->slab);
 }
 
 /* A writable page: fresh and zero, or a copy of `from`. */
-static linnet_status page_new(kv_cache *c, const kv_page *from, kv_page **out, linnet_error *err) {
-    size_t bytes = c->layout.page_bytes;
+static linnet_status page_new(kv_cache *c, kv_table_id table, const kv_page *from, kv_page **out,
+                              linnet_error *err) {
+    size_t bytes = c->layout.page_bytes[table];
+    kv_table *t = &c->tables[table];
     linnet_status s;
-    if (!c->slab && (s = slab_new(&c->layout, &c->slab, err))) return s;
-    kv_slab *slab = c->slab;
+    if (!t->slab && (s = slab_new(&c->layout, bytes, &t->slab, err))) return s;
+    kv_slab *slab = t->slab;
     kv_page *p = &slab->pages[slab->used];
     p->slab = slab;
     p->data = slab->memory + slab->used * bytes;
@@ -116,72 +122,97 @@ static linnet_status page_new(kv_cache *c, const kv_page *from, kv_page **out, l
     *out = p;
     if (slab->used == slab->n_pages) { /* its pages keep it */
         slab_release(slab);
-        c->slab = NULL;
+        t->slab = NULL;
+    }
+    return LINNET_OK;
+}
+
+linnet_status kv_reserve_in(kv_cache *c, kv_table_id table, size_t from, size_t to,
+                            linnet_error *err) {
+    kv_table *t = &c->tables[table];
+    size_t need = round_up(to, PAGE) / PAGE, bytes = c->layout.page_bytes[table];
+    if (!bytes || from >= to) return LINNET_OK;
+    if (need > t->cap) {
+        size_t cap = max_size(need, t->cap * 2);
+        kv_page **pages = realloc(t->pages, cap * sizeof *pages);
+        if (!pages) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu KV pages", cap);
+        t->pages = pages;
+        t->cap = cap;
+    }
+    while (t->n_pages < need)
+        t->pages[t->n_pages++] = NULL;
+    for (size_t i = from / PAGE; i < need; i++) {
+        kv_page *p = t->pages[i];
+        if (p && atomic_load(&p->owners) == 1) continue;
+        kv_page *fresh = NULL;
+        linnet_error why;
+        linnet_status s = page_new(c, table, p, &fresh, &why);
+        if (s)
+            return fail(err, s, "a KV page of %zu bytes (%zu pages held): %s", bytes, t->held,
+                        why.text);
+        release(c, table, i);
+        t->pages[i] = fresh;
+        t->held++;
     }
     return LINNET_OK;
 }
 
 linnet_status kv_reserve(kv_cache *c, size_t from, size_t to, linnet_error *err) {
-    if (!c->layout.layers || from >= to) return LINNET_OK;
-    size_t need = round_up(to, PAGE) / PAGE;
-    if (need > c->cap) {
-        size_t cap = max_size(need, c->cap * 2);
-        kv_page **pages = realloc(c->pages, cap * sizeof *pages);
-        if (!pages) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu KV pages", cap);
-        c->pages = pages;
-        c->cap = cap;
-    }
-    while (c->n_pages < need)
-        c->pages[c->n_pages++] = NULL;
-    for (size_t i = from / PAGE; i < need; i++) {
-        kv_page *p = c->pages[i];
-        if (p && atomic_load(&p->owners) == 1) continue;
-        kv_page *fresh = NULL;
-        linnet_error why;
-        linnet_status s = page_new(c, p, &fresh, &why);
-        if (s)
-            return fail(err, s, "a KV page of %zu bytes (%zu pages held): %s", c->layout.page_bytes,
-                        c->held, why.text);
-        release(c, i);
-        c->pages[i] = fresh;
-        c->held++;
-    }
-    return LINNET_OK;
+    linnet_status s = kv_reserve_in(c, KV_ALL, from, to, err);
+    return s ? s : kv_reserve_in(c, KV_WINDOWED, from, to, err);
 }
 
 void kv_truncate(kv_cache *c, size_t n) {
     size_t keep = round_up(n, PAGE) / PAGE;
-    while (c->n_pages > keep)
-        release(c, --c->n_pages);
+    for (kv_table_id i = 0; i < KV_TABLES; i++)
+        while (c->tables[i].n_pages > keep)
+            release(c, i, --c->tables[i].n_pages);
 }
 
 void kv_drop_before(kv_cache *c, size_t keep, size_t n) {
+    const kv_table *t = &c->tables[KV_WINDOWED];
     size_t first = round_up(keep, PAGE) / PAGE;
-    for (size_t i = min_size(n / PAGE, c->n_pages); i-- > first && c->pages[i];)
-        release(c, i);
+    for (size_t i = min_size(n / PAGE, t->n_pages); i-- > first && t->pages[i];)
+        release(c, KV_WINDOWED, i);
 }
 
-linnet_status kv_fork(const kv_cache *c, kv_cache *out, linnet_error *err) {
-    out->layout = c->layout;
-    if (!c->n_pages) return LINNET_OK;
-    out->pages = malloc(c->n_pages * sizeof *out->pages);
-    if (!out->pages) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu KV pages", c->n_pages);
-    out->n_pages = out->cap = c->n_pages;
-    out->held = c->held;
-    for (size_t i = 0; i < c->n_pages; i++) {
-        out->pages[i] = c->pages[i];
-        if (c->pages[i]) atomic_fetch_add(&c->pages[i]->owners, 1);
+static linnet_status fork_table(const kv_table *t, kv_table *out, linnet_error *err) {
+    if (!t->n_pages) return LINNET_OK;
+    out->pages = malloc(t->n_pages * sizeof *out->pages);
+    if (!out->pages) return fail(err, LINNET_ERR_MEMORY, "no memory for %zu KV pages", t->n_pages);
+    out->n_pages = out->cap = t->n_pages;
+    out->held = t->held;
+    for (size_t i = 0; i < t->n_pages; i++) {
+        out->pages[i] = t->pages[i];
+        if (t->pages[i]) atomic_fetch_add(&t->pages[i]->owners, 1);
     }
     return LINNET_OK;
 }
 
+linnet_status kv_fork(const kv_cache *c, kv_cache *out, linnet_error *err) {
+    linnet_status s = LINNET_OK;
+    out->layout = c->layout;
+    for (int i = 0; i < KV_TABLES && !s; i++)
+        s = fork_table(&c->tables[i], &out->tables[i], err);
+    if (s) kv_free(out);
+    return s;
+}
+
 void kv_free(kv_cache *c) {
     kv_truncate(c, 0);
-    slab_release(c->slab);
-    c->slab = NULL;
-    free(c->pages);
-    c->pages = NULL;
-    c->cap = 0;
+    for (int i = 0; i < KV_TABLES; i++) {
+        kv_table *t = &c->tables[i];
+        slab_release(t->slab);
+        free(t->pages);
+        *t = (kv_table){0};
+    }
+}
+
+uint64_t kv_held_bytes(const kv_cache *c) {
+    uint64_t bytes = 0;
+    for (int i = 0; i < KV_TABLES; i++)
+        bytes += (uint64_t)c->tables[i].held * c->layout.page_bytes[i];
+    return bytes;
 }
 
 /* A head in a page that begins at `data`. */
@@ -194,9 +225,10 @@ static kv_view view_of(const kv_layout *l, const uint8_t *data, int layer, int h
 }
 
 kv_view kv_at(const kv_cache *c, size_t page, int layer, int head) {
-    kv_view view = view_of(&c->layout, c->pages[page]->data, layer, head);
-    if (page + 1 < c->n_pages && c->pages[page + 1])
-        view.next = c->pages[page + 1]->data - c->pages[page]->data;
+    const kv_table *t = &c->tables[c->layout.slots[layer].table];
+    kv_view view = view_of(&c->layout, t->pages[page]->data, layer, head);
+    if (page + 1 < t->n_pages && t->pages[page + 1])
+        view.next = t->pages[page + 1]->data - t->pages[page]->data;
     return view;
 }
 

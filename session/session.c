@@ -104,7 +104,7 @@ int linnet_session_ctx(const linnet_session *s) {
 }
 
 uint64_t linnet_session_state_bytes(const linnet_session *s) {
-    return (uint64_t)s->kv.held * s->kv.layout.page_bytes + s->model->state_bytes;
+    return kv_held_bytes(&s->kv) + s->model->state_bytes;
 }
 
 const float *linnet_session_logits(const linnet_session *s) {

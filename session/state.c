@@ -28,9 +28,19 @@ size_t state_pages(const linnet_model *m, size_t n_tokens) {
     return m->kv_layers ? round_up(n_tokens, PAGE) / PAGE : 0;
 }
 
-/* False for pages that have left every window. */
-bool state_holds(const linnet_session *x, size_t page) {
-    return page < x->kv.n_pages && x->kv.pages[page];
+bool state_holds(const kv_table *t, size_t page) {
+    return page < t->n_pages && t->pages[page];
+}
+
+uint8_t state_has(const linnet_session *x, size_t page) {
+    bool all = state_holds(&x->kv.tables[KV_ALL], page);
+    bool windowed = state_holds(&x->kv.tables[KV_WINDOWED], page);
+    if (all && !windowed && x->kv.layout.page_bytes[KV_WINDOWED]) return PAGE_ALL;
+    return all || windowed ? PAGE_WHOLE : PAGE_NONE;
+}
+
+bool state_page_has(uint8_t has, kv_table_id table) {
+    return has == PAGE_WHOLE || (has == PAGE_ALL && table == KV_ALL);
 }
 
 /* Positions of a page that hold tokens. */
@@ -46,11 +56,12 @@ size_t state_most_packed(const kv_layout *l) {
     return most;
 }
 
-/* Bytes of a page's tokens in all layers. */
-uint64_t state_page_bytes(const kv_layout *l, size_t page, size_t n_tokens) {
+/* Bytes of what a state has of a page's tokens. */
+uint64_t state_page_bytes(const kv_layout *l, uint8_t has, size_t page, size_t n_tokens) {
     uint64_t bytes = 0; /* of a position */
     for (int i = 0; i < l->layers; i++)
-        bytes += kv_packed_bytes(l, i) * (uint64_t)l->slots[i].heads;
+        if (state_page_has(has, l->slots[i].table))
+            bytes += kv_packed_bytes(l, i) * (uint64_t)l->slots[i].heads;
     return state_filled(page, n_tokens) * bytes;
 }
 
@@ -68,7 +79,7 @@ uint64_t linnet_session_size(const linnet_session *s) {
     if (!s) return 0;
     uint64_t bytes = state_fixed_bytes(s->model, s->n_tokens, s->has_logits);
     for (size_t i = 0; i < state_pages(s->model, s->n_tokens); i++)
-        if (state_holds(s, i)) bytes += state_page_bytes(&s->kv.layout, i, s->n_tokens);
+        bytes += state_page_bytes(&s->kv.layout, state_has(s, i), i, s->n_tokens);
     return bytes;
 }
 
@@ -109,15 +120,22 @@ static linnet_status view(backend *where, const uint8_t *memory, size_t n, uint8
 static linnet_status put_page(sink *to, const linnet_session *x, size_t page, uint8_t *buffer,
                               uint8_t *packed) {
     const kv_layout *l = &x->kv.layout;
-    const uint8_t *data;
+    const uint8_t *data[KV_TABLES] = {NULL};
     size_t n = state_filled(page, x->n_tokens);
-    linnet_status s =
-        view(l->where, x->kv.pages[page]->data, l->page_bytes, buffer, &data, to->err);
-    for (int layer = 0; layer < l->layers; layer++)
-        for (int head = 0; head < l->slots[layer].heads && !s; head++) {
-            kv_pack(l, data, layer, head, n, packed);
+    linnet_status s = LINNET_OK;
+    for (int i = 0; i < KV_TABLES && !s; i++) {
+        size_t bytes = l->page_bytes[i];
+        if (!state_holds(&x->kv.tables[i], page)) continue;
+        s = view(l->where, x->kv.tables[i].pages[page]->data, bytes, buffer, &data[i], to->err);
+        if (buffer) buffer += bytes;
+    }
+    for (int layer = 0; layer < l->layers; layer++) {
+        const kv_slot *slot = &l->slots[layer];
+        for (int head = 0; data[slot->table] && head < slot->heads && !s; head++) {
+            kv_pack(l, data[slot->table], layer, head, n, packed);
             s = put(to, packed, n * kv_packed_bytes(l, layer));
         }
+    }
     return s;
 }
 
@@ -128,15 +146,15 @@ static linnet_status put_pages(sink *to, const linnet_session *x, uint8_t *buffe
     if (n_pages && !packed)
         return fail(to->err, LINNET_ERR_MEMORY, "no memory for a page of the state");
     for (size_t i = 0; i < n_pages && !s; i++)
-        if (state_holds(x, i)) s = put_page(to, x, i, buffer, packed);
+        s = put_page(to, x, i, buffer, packed);
     free(packed);
     return s;
 }
 
-/* Room for what the host cannot reach in place, a page or a layer's state; *out NULL: needs none.
- */
 linnet_status state_transfer_buffer(const linnet_session *x, uint8_t **out, linnet_error *err) {
-    size_t bytes = max_size(x->kv.layout.page_bytes, x->model->state_bytes);
+    const kv_layout *l = &x->kv.layout;
+    size_t pages = l->page_bytes[KV_ALL] + l->page_bytes[KV_WINDOWED];
+    size_t bytes = max_size(pages, x->model->state_bytes);
     *out = NULL;
     if (x->model->backend->ops->host_memory || !bytes || (*out = malloc(bytes))) return LINNET_OK;
     return fail(err, LINNET_ERR_MEMORY, "no memory for %zu bytes of the state", bytes);
@@ -180,8 +198,8 @@ static linnet_status put_session(sink *to, const linnet_session *x, const uint64
     if ((s = put(to, &head, sizeof head)) || (s = put_layers(to, m))) return s;
     if (x->n_tokens && (s = put(to, x->tokens, x->n_tokens * sizeof *x->tokens))) return s;
     for (size_t i = 0; i < head.n_pages; i++) {
-        uint8_t held = state_holds(x, i);
-        if ((s = put(to, &held, 1))) return s;
+        uint8_t has = state_has(x, i);
+        if ((s = put(to, &has, 1))) return s;
     }
     if (x->has_logits && (s = put(to, x->logits, (size_t)m->cfg.n_rows * sizeof(float)))) return s;
     if ((s = put_state(to, x))) return s;

@@ -33,15 +33,24 @@ _Static_assert(sizeof(state_layer) == 48, "no padding");
 size_t state_layer_bytes(const linnet_model *m, int layer); /* of fixed size */
 state_layer state_describe_layer(const linnet_model *m, int layer);
 size_t state_pages(const linnet_model *m, size_t n_tokens);
-bool state_holds(const linnet_session *x, size_t page); /* false: it has left every window */
-size_t state_filled(size_t page, size_t n_tokens);      /* its positions that hold tokens */
-size_t state_most_packed(const kv_layout *l);           /* that a head takes of a position */
-/* Bytes of a page's tokens in all layers. */
-uint64_t state_page_bytes(const kv_layout *l, size_t page, size_t n_tokens);
+/* What a state has of a page. */
+enum {
+    PAGE_NONE,  /* nothing: it has left every window */
+    PAGE_WHOLE, /* all layers that keep keys and values */
+    PAGE_ALL,   /* those without a window: it has left the others */
+    PAGE_HAVES
+};
+bool state_holds(const kv_table *t, size_t page);
+uint8_t state_has(const linnet_session *x, size_t page);
+size_t state_filled(size_t page, size_t n_tokens); /* its positions that hold tokens */
+size_t state_most_packed(const kv_layout *l);      /* that a head takes of a position */
+bool state_page_has(uint8_t has, kv_table_id table);
+/* Bytes of what a state has of a page's tokens. */
+uint64_t state_page_bytes(const kv_layout *l, uint8_t has, size_t page, size_t n_tokens);
 /* Everything but the pages. */
 uint64_t state_fixed_bytes(const linnet_model *m, size_t n_tokens, bool has_logits);
-/* Room for what the host cannot reach in place, a page or a layer's state; *out NULL: needs none.
- */
+/* Room for what the host cannot reach in place, a page of each table or all layers' state; *out
+ * NULL: needs none. */
 linnet_status state_transfer_buffer(const linnet_session *x, uint8_t **out, linnet_error *err);
 
 /* What the beginning of a file says. */

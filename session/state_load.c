@@ -202,28 +202,39 @@ static linnet_status get_tokens(source *from, linnet_session *fresh) {
     return s;
 }
 
-/* Which pages are there: at least those that the next token looks at. The sizes then add up to the
+/* What the next token looks at of a page. */
+static uint8_t least_of_page(const linnet_session *x, size_t page) {
+    size_t in_windows = model_kv_start(x->model, x->mode, x->n_tokens) / PAGE;
+    bool pinned = page * PAGE < (size_t)x->model->cfg.n_sink;
+    if (!x->kv.layout.page_bytes[KV_WINDOWED] || pinned || page >= in_windows) return PAGE_WHOLE;
+    return x->kv.layout.page_bytes[KV_ALL] ? PAGE_ALL : PAGE_NONE;
+}
+
+/* Which pages are there: at least what the next token looks at. The sizes then add up to the
  * file's; only now are pages allocated. */
 static linnet_status get_page_list(source *from, linnet_session *fresh, bool has_logits,
                                    size_t n_pages) {
-    size_t n = fresh->n_tokens, first = model_kv_start(fresh->model, fresh->mode, n);
+    size_t n = fresh->n_tokens;
     uint64_t bytes = state_fixed_bytes(fresh->model, n, has_logits);
-    uint8_t *held = malloc(n_pages);
-    if (!held) return fail(from->err, LINNET_ERR_MEMORY, "%s: no memory to read it", from->name);
-    linnet_status s = get(from, held, n_pages);
+    uint8_t *has = malloc(n_pages);
+    if (!has) return fail(from->err, LINNET_ERR_MEMORY, "%s: no memory to read it", from->name);
+    linnet_status s = get(from, has, n_pages);
     for (size_t i = 0; i < n_pages && !s; i++) {
-        bool needed = i >= first / PAGE || i * PAGE < (size_t)fresh->model->cfg.n_sink;
-        if (held[i] > 1 || held[i] < needed)
+        if (has[i] != PAGE_WHOLE && has[i] != least_of_page(fresh, i))
             s = fail(from->err, LINNET_ERR_FORMAT, "%s: damaged: KV page %zu is %s", from->name, i,
-                     held[i] ? "neither there nor dropped" : "missing");
-        if (held[i]) bytes += state_page_bytes(&fresh->kv.layout, i, n);
+                     has[i] < PAGE_HAVES ? "missing" : "neither there nor dropped");
+        bytes += state_page_bytes(&fresh->kv.layout, has[i], i, n);
     }
     if (!s && bytes != from->size)
         s = fail(from->err, LINNET_ERR_FORMAT, "%s: damaged: %llu bytes, expected %llu", from->name,
                  (unsigned long long)from->size, (unsigned long long)bytes);
-    for (size_t i = 0; i < n_pages && !s; i++)
-        if (held[i]) s = kv_reserve(&fresh->kv, i * PAGE, (i + 1) * PAGE, from->err);
-    free(held);
+    for (size_t i = 0; i < n_pages * KV_TABLES && !s; i++) {
+        size_t page = i / KV_TABLES;
+        kv_table_id table = (kv_table_id)(i % KV_TABLES);
+        if (state_page_has(has[page], table))
+            s = kv_reserve_in(&fresh->kv, table, page * PAGE, (page + 1) * PAGE, from->err);
+    }
+    free(has);
     return s;
 }
 
@@ -231,23 +242,35 @@ static linnet_status get_page(source *from, linnet_session *fresh, size_t page, 
                               uint8_t *packed) {
     const kv_layout *l = &fresh->kv.layout;
     size_t n = state_filled(page, fresh->n_tokens);
-    uint8_t *memory = fresh->kv.pages[page]->data, *data = buffer ? buffer : memory;
+    uint8_t *data[KV_TABLES] = {NULL};
     linnet_status s = LINNET_OK;
-    if (buffer) memset(buffer, 0, l->page_bytes);
-    for (int layer = 0; layer < l->layers; layer++)
-        for (int head = 0; head < l->slots[layer].heads && !s; head++)
+    for (int i = 0; i < KV_TABLES; i++) {
+        if (!state_holds(&fresh->kv.tables[i], page)) continue;
+        data[i] = buffer ? buffer : fresh->kv.tables[i].pages[page]->data;
+        if (!buffer) continue;
+        memset(buffer, 0, l->page_bytes[i]);
+        buffer += l->page_bytes[i];
+    }
+    for (int layer = 0; layer < l->layers; layer++) {
+        const kv_slot *slot = &l->slots[layer];
+        for (int head = 0; data[slot->table] && head < slot->heads && !s; head++)
             if (!(s = get(from, packed, n * kv_packed_bytes(l, layer))))
-                kv_unpack(l, data, layer, head, n, packed);
-    if (!s && buffer) s = l->where->ops->write(l->where, memory, buffer, l->page_bytes, from->err);
+                kv_unpack(l, data[slot->table], layer, head, n, packed);
+    }
+    for (int i = 0; i < KV_TABLES && !s && buffer; i++)
+        if (data[i])
+            s = l->where->ops->write(l->where, fresh->kv.tables[i].pages[page]->data, data[i],
+                                     l->page_bytes[i], from->err);
     return s;
 }
 
 static linnet_status get_pages(source *from, linnet_session *fresh, uint8_t *buffer) {
+    size_t n_pages = state_pages(fresh->model, fresh->n_tokens);
     linnet_status s = LINNET_OK;
     uint8_t *packed = malloc(state_most_packed(&fresh->kv.layout) * PAGE);
     if (!packed) return fail(from->err, LINNET_ERR_MEMORY, "%s: no memory to read it", from->name);
-    for (size_t i = 0; i < fresh->kv.n_pages && !s; i++)
-        if (state_holds(fresh, i)) s = get_page(from, fresh, i, buffer, packed);
+    for (size_t i = 0; i < n_pages && !s; i++)
+        s = get_page(from, fresh, i, buffer, packed);
     free(packed);
     return s;
 }
@@ -282,7 +305,7 @@ static linnet_status get_state(source *from, linnet_session *fresh) {
         fresh->state = memory;
         s = get_layers(from, fresh, buffer);
     }
-    if (!s && fresh->kv.held) s = get_pages(from, fresh, buffer);
+    if (!s && fresh->model->kv_layers) s = get_pages(from, fresh, buffer);
     free(buffer);
     return s;
 }

@@ -73,15 +73,17 @@ static void check_cache(linnet_cache *c) {
         assert_ptr_equal(e->tokens, e->state->tokens);
         assert_int_equal(e->n, e->state->n_tokens);
         bytes += cache_own_bytes(e->state);
-        for (size_t p = 0; p < e->state->kv.n_pages; p++) {
-            const kv_page *page = e->state->kv.pages[p];
+        const kv_table *all = &e->state->kv.tables[KV_ALL], *windowed = all + 1;
+        for (size_t p = 0; p < all->n_pages + windowed->n_pages; p++) {
+            bool last = p >= all->n_pages;
+            const kv_page *page = last ? windowed->pages[p - all->n_pages] : all->pages[p];
             size_t k = 0;
             while (page && k < n_pages && pages[k] != page)
                 k++;
             if (!page || k < n_pages) continue;
             assert_true(n_pages < 65536);
             pages[n_pages++] = page;
-            bytes += e->state->kv.layout.page_bytes;
+            bytes += e->state->kv.layout.page_bytes[last ? KV_WINDOWED : KV_ALL];
         }
     }
     linnet_cache_stats stats;
@@ -450,7 +452,8 @@ static void shared_pages_count_once(void **state) {
     linnet_cache_get_stats(c, &stats);
     assert_int_equal(stats.entries, entries + 30);
     /* thirty states, token lists and logits, and one more page a snapshot, not ten */
-    uint64_t each = cache_own_bytes(s) + s->kv.layout.page_bytes;
+    const size_t *page = s->kv.layout.page_bytes;
+    uint64_t each = cache_own_bytes(s) + page[KV_ALL] + page[KV_WINDOWED];
     assert_true(stats.bytes - before <= 30 * each);
     check_cache(c);
     linnet_session_free(s);

@@ -126,17 +126,18 @@ static void attend(const bench &b, int position, const double *q, const vector<f
 /* Pages with random keys and values before the piece; what nobody sees is dropped. */
 static void fill_pages(bench &b, paged &s, const run_of_rows &run) {
     int d = b.c.head_dim, end = run.from + run.n, n = (end + PAGE - 1) / PAGE;
+    kv_table_id table = b.slots[LAYER].table;
     kv_cache &cache = s.cache;
     cache.layout = kv_layout_of(b.c.kind, b.slots, 2);
     s.pages = vector<kv_page>(n);
     s.list.resize(n);
-    s.bytes.assign(n, vector<uint8_t>(cache.layout.page_bytes, 0xff));
+    s.bytes.assign(n, vector<uint8_t>(cache.layout.page_bytes[table], 0xff));
     for (int i = 0; i < n; i++) {
         s.pages[i].data = s.bytes[i].data();
         s.list[i] = &s.pages[i];
     }
-    cache.pages = s.list.data();
-    cache.n_pages = n;
+    cache.tables[table].pages = s.list.data();
+    cache.tables[table].n_pages = n;
     for (int t = 0; t < run.from; t++)
         for (int h = 0; h < b.c.n_kv_heads; h++) {
             vector<float> k = draws(d), v = draws(d);
@@ -162,8 +163,9 @@ static void set_up(bench &b) {
     cfg.gated_attention = c.gated;
     cfg.n_angles = 3 * d / 8 + 1;
     memset(b.layers, 0, sizeof b.layers);
-    b.slots[0] = {2, 16, {}};
-    b.slots[1] = {c.n_kv_heads, c.head_dim, {}};
+    kv_table_id table = c.window ? KV_WINDOWED : KV_ALL;
+    b.slots[0] = {2, 16, table, {}};
+    b.slots[LAYER] = {c.n_kv_heads, c.head_dim, table, {}};
     kv_place(b.slots, 2);
     b.m->layers = b.layers;
     layer_weights &l = b.layers[LAYER];
@@ -178,11 +180,20 @@ static void set_up(bench &b) {
         b.sessions.push_back(s);
         fill_pages(b, b.of_run[i], run);
         s->kv.layout = b.of_run[i].cache.layout;
-        uint8_t *const *table = upload(b.of_run[i].on_gpu);
+        uint8_t *const *pages[KV_TABLES] = {};
+        pages[table] = upload(b.of_run[i].on_gpu);
         b.gpu_runs.push_back({(int)n, (int)n + run.n});
         for (int t = 0; t < run.n; t++, n++) {
             b.rows.push_back({s, 0, run.from + t, i, false});
-            b.gpu_rows.push_back({NULL, table, NULL, 0, run.from + t, (int)i, 0, 0, 0});
+            b.gpu_rows.push_back({NULL,
+                                  {pages[KV_ALL], pages[KV_WINDOWED]},
+                                  NULL,
+                                  0,
+                                  run.from + t,
+                                  (int)i,
+                                  0,
+                                  0,
+                                  0});
         }
         while (depth < (size_t)(run.from + run.n))
             depth *= 2;
@@ -298,10 +309,10 @@ static void tear_down(bench &b) {
     for (paged &s : b.of_run)
         for (uint8_t *page : s.on_gpu)
             device_free(gpu, page);
-    device_free(gpu, (void *)b.gpu_rows[0].pages);
+    device_free(gpu, (void *)b.gpu_rows[0].pages[b.slots[LAYER].table]);
     for (size_t r = 1; r < b.gpu_rows.size(); r++)
         if (b.gpu_rows[r].run != b.gpu_rows[r - 1].run)
-            device_free(gpu, (void *)b.gpu_rows[r].pages);
+            device_free(gpu, (void *)b.gpu_rows[r].pages[b.slots[LAYER].table]);
     for (linnet_session *s : b.sessions)
         free(s);
     device_free(gpu, (void *)b.p.rows);

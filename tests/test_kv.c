@@ -17,16 +17,26 @@ static float number(void) {
     return ((float)draw(20001) - 10000.0f) / 1000.0f;
 }
 
-/* All layers alike; the last two caches made are valid. */
-static kv_cache make_cache(kv_kind kind, int layers, int heads, int head_dim) {
+/* Layers alike, but that of `mixed` every other has no window, from the second on; the last two
+ * caches made are valid. */
+static kv_cache make_cache_of(bool mixed, kv_kind kind, int layers, int heads, int head_dim) {
     static kv_slot slots[2][8];
     static int at;
     kv_slot *own = slots[at++ % 2];
     assert_in_range(layers, 0, 8);
     for (int i = 0; i < layers; i++)
-        own[i] = (kv_slot){.heads = heads, .head_dim = head_dim};
+        own[i] = (kv_slot){
+            .heads = heads, .head_dim = head_dim, .table = mixed && i % 2 ? KV_ALL : KV_WINDOWED};
     kv_place(own, layers);
     return (kv_cache){.layout = kv_layout_of(kind, own, layers)};
+}
+
+static kv_cache make_cache(kv_kind kind, int layers, int heads, int head_dim) {
+    return make_cache_of(false, kind, layers, heads, head_dim);
+}
+
+static const kv_table *windowed(const kv_cache *c) {
+    return &c->tables[KV_WINDOWED];
 }
 
 static void grow(kv_cache *c, size_t from, size_t to) {
@@ -79,13 +89,14 @@ static void expect_vector(kv_kind kind, const float *found, const float *written
 static void layouts_round_trip(void **state) {
     (void)state;
     static const int dims[] = {2, 6, 8, 12, 16, 32, 64, 96, 128, 512};
-    enum { LAYERS = 2, HEADS = 3, N = 70 };
+    enum { LAYERS = 3, HEADS = 3, N = 70 };
     for (int kind = KV_F16; kind <= KV_Q8_0; kind++)
         for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
             size_t d = (size_t)dims[i], each = LAYERS * HEADS * d;
             if (kind == KV_Q8_0 && d % 32) continue;
-            kv_cache c = make_cache((kv_kind)kind, LAYERS, HEADS, dims[i]);
-            assert_int_equal(c.layout.page_bytes % 64, 0);
+            kv_cache c = make_cache_of(i % 2, (kv_kind)kind, LAYERS, HEADS, dims[i]);
+            for (int t = 0; t < KV_TABLES; t++)
+                assert_int_equal(c.layout.page_bytes[t] % 64, 0);
             for (int i = 0; i < c.layout.layers; i++)
                 assert_int_equal(c.layout.slots[i].at[kind] % 64, 0);
             float *keys = malloc(N * each * sizeof(float)),
@@ -134,46 +145,51 @@ static void pages_are_added_as_needed(void **state) {
     kv_cache c = make_cache(KV_F16, 1, 2, 16);
     linnet_error err;
     grow(&c, 0, 0);
-    assert_int_equal(c.held, 0);
+    assert_int_equal(windowed(&c)->held, 0);
     for (size_t n = 1; n <= 2000; n++) {
         grow(&c, n - 1, n);
-        assert_int_equal(c.held, (n + PAGE - 1) / PAGE);
-        assert_int_equal(c.n_pages, c.held);
+        assert_int_equal(windowed(&c)->held, (n + PAGE - 1) / PAGE);
+        assert_int_equal(windowed(&c)->n_pages, windowed(&c)->held);
     }
     grow(&c, 5, 100); /* there already */
-    assert_int_equal(c.held, 32);
+    assert_int_equal(windowed(&c)->held, 32);
     const void *first = kv_at(&c, 0, 0, 0).k;
     grow(&c, 2000, 50000);
     assert_ptr_equal(kv_at(&c, 0, 0, 0).k, first); /* pages stay where they are */
-    assert_int_equal(c.held, (50000 + PAGE - 1) / PAGE);
+    assert_int_equal(windowed(&c)->held, (50000 + PAGE - 1) / PAGE);
     kv_truncate(&c, 65);
-    assert_int_equal(c.held, 2);
+    assert_int_equal(windowed(&c)->held, 2);
     kv_truncate(&c, 64);
-    assert_int_equal(c.held, 1);
+    assert_int_equal(windowed(&c)->held, 1);
     kv_truncate(&c, 1000);
-    assert_int_equal(c.held, 1);
+    assert_int_equal(windowed(&c)->held, 1);
     kv_truncate(&c, 0);
-    assert_int_equal(c.held, 0);
+    assert_int_equal(windowed(&c)->held, 0);
     kv_free(&c);
     kv_free(&c);
     /* no layer keeps keys and values: no pages at all */
     kv_cache none = make_cache(KV_F32, 0, 2, 16);
-    assert_int_equal(none.layout.page_bytes, 0);
+    assert_int_equal(none.layout.page_bytes[KV_WINDOWED], 0);
     assert_int_equal(kv_reserve(&none, 0, 1000, &err), 0);
-    assert_int_equal(none.held, 0);
+    assert_int_equal(windowed(&none)->held, 0);
     kv_free(&none);
 }
 
 static void set(kv_cache *c, size_t position, float x) {
     float k[2] = {x, -x}, v[2] = {x / 2, x / 4};
-    kv_write(c, &kernels_generic, position, 0, 0, k, v);
+    for (int layer = 0; layer < c->layout.layers; layer++)
+        kv_write(c, &kernels_generic, position, layer, 0, k, v);
+}
+
+static float get_of(const kv_cache *c, size_t position, int layer) {
+    float k[2], v[2];
+    read_back(c, position, layer, 0, k, v);
+    assert_true(k[1] == -k[0] && v[0] == k[0] / 2 && v[1] == k[0] / 4);
+    return k[0];
 }
 
 static float get(const kv_cache *c, size_t position) {
-    float k[2], v[2];
-    read_back(c, position, 0, 0, k, v);
-    assert_true(k[1] == -k[0] && v[0] == k[0] / 2 && v[1] == k[0] / 4);
-    return k[0];
+    return get_of(c, position, 0);
 }
 
 static void forks_share_until_written(void **state) {
@@ -184,7 +200,7 @@ static void forks_share_until_written(void **state) {
     for (size_t i = 0; i < 150; i++)
         set(&a, i, (float)i + 1);
     assert_int_equal(kv_fork(&a, &b, &err), 0);
-    assert_int_equal(b.held, 3);
+    assert_int_equal(windowed(&b)->held, 3);
     for (size_t p = 0; p < 3; p++)
         assert_ptr_equal(kv_at(&a, p, 0, 0).k, kv_at(&b, p, 0, 0).k);
     grow(&b, 150, 151); /* the last page is copied with what it holds, the others stay shared */
@@ -202,7 +218,7 @@ static void forks_share_until_written(void **state) {
     /* a fork that went back and writes into a shared page */
     assert_int_equal(kv_fork(&b, &third, &err), 0);
     kv_truncate(&third, 70);
-    assert_int_equal(third.held, 2);
+    assert_int_equal(windowed(&third)->held, 2);
     grow(&third, 70, 71);
     set(&third, 70, -3);
     assert_true(get(&a, 70) == 71 && get(&b, 70) == 71 && get(&third, 70) == -3);
@@ -214,7 +230,7 @@ static void forks_share_until_written(void **state) {
     kv_free(&b);
     kv_cache nothing = make_cache(KV_F32, 1, 1, 2), copy = {0};
     assert_int_equal(kv_fork(&nothing, &copy, &err), 0);
-    assert_int_equal(copy.held, 0);
+    assert_int_equal(windowed(&copy)->held, 0);
     grow(&copy, 0, 1);
     kv_free(&copy);
     kv_free(&nothing);
@@ -229,25 +245,25 @@ static void old_pages_are_dropped(void **state) {
         set(&c, i, (float)i + 1);
     assert_int_equal(kv_fork(&c, &fork, &err), 0);
     drop(&c, 63);
-    assert_int_equal(c.held, 5);
+    assert_int_equal(windowed(&c)->held, 5);
     drop(&c, 64);
-    assert_int_equal(c.held, 4);
+    assert_int_equal(windowed(&c)->held, 4);
     drop(&c, 200);
     drop(&c, 200);
     drop(&c, 100);
-    assert_int_equal(c.held, 2);
-    assert_int_equal(c.n_pages, 5);
+    assert_int_equal(windowed(&c)->held, 2);
+    assert_int_equal(windowed(&c)->n_pages, 5);
     assert_true(get(&c, 192) == 193 && get(&c, 299) == 300);
     assert_true(get(&fork, 0) == 1); /* the fork has them still */
     kv_cache young = {0};
     assert_int_equal(kv_fork(&c, &young, &err), 0);
-    assert_int_equal(young.held, 2);
+    assert_int_equal(windowed(&young)->held, 2);
     grow(&young, 300, 400);
-    assert_int_equal(young.held, 4);
+    assert_int_equal(windowed(&young)->held, 4);
     drop(&young, 100000); /* past the end: all of it */
-    assert_int_equal(young.held, 0);
+    assert_int_equal(windowed(&young)->held, 0);
     kv_truncate(&c, 0);
-    assert_int_equal(c.held, 0);
+    assert_int_equal(windowed(&c)->held, 0);
     kv_free(&young);
     kv_free(&c);
     assert_true(get(&fork, 100) == 101);
@@ -265,7 +281,7 @@ static void pinned_pages_stay(void **state) {
         for (size_t n = 0; n <= 500; n += 20) {
             kv_drop_before(&c, keep, n);
             size_t gone = n / PAGE > pinned ? n / PAGE - pinned : 0;
-            assert_int_equal(c.held, 8 - gone);
+            assert_int_equal(windowed(&c)->held, 8 - gone);
             for (size_t i = 0; i < keep; i++)
                 assert_true(get(&c, i) == (float)i + 1);
             assert_true(get(&c, n / PAGE * PAGE) == (float)(n / PAGE * PAGE) + 1);
@@ -281,18 +297,25 @@ enum { CACHES = 6, LONGEST = 500 };
 typedef struct {
     kv_cache c;
     bool used;
-    size_t n, start; /* positions [start, n) are there */
+    size_t n, start; /* positions [start, n) are there, of layer 1 all */
     float at[LONGEST];
 } timeline;
 
 static void check_timeline(const timeline *t) {
+    const kv_table *w = windowed(&t->c), *all = &t->c.tables[KV_ALL];
     size_t held = 0;
-    for (size_t i = 0; i < t->c.n_pages; i++)
-        held += t->c.pages[i] != NULL;
-    assert_int_equal(t->c.held, held);
+    for (size_t i = 0; i < w->n_pages; i++)
+        held += w->pages[i] != NULL;
+    assert_int_equal(w->held, held);
+    assert_int_equal(all->held, all->n_pages);
+    assert_int_equal(all->held, (t->n + PAGE - 1) / PAGE);
+    assert_int_equal(kv_held_bytes(&t->c), held * t->c.layout.page_bytes[KV_WINDOWED] +
+                                               all->held * t->c.layout.page_bytes[KV_ALL]);
     assert_int_equal(held, (t->n + PAGE - 1) / PAGE - t->start / PAGE);
     for (size_t i = t->start / PAGE * PAGE; i < t->n; i++)
         if (get(&t->c, i) != t->at[i]) fail_msg("position %zu of %zu changed", i, t->n);
+    for (size_t i = 0; i < t->n; i++)
+        if (get_of(&t->c, i, 1) != t->at[i]) fail_msg("layer 1, position %zu changed", i);
 }
 
 static void random_histories(void **state) {
@@ -304,7 +327,7 @@ static void random_histories(void **state) {
     for (int step = 0; step < 4000; step++) {
         timeline *t = &all[draw(CACHES)], *other = &all[draw(CACHES)];
         if (!t->used) {
-            *t = (timeline){.c = make_cache(KV_F32, 1, 1, 2), .used = true};
+            *t = (timeline){.c = make_cache_of(true, KV_F32, 2, 1, 2), .used = true};
         } else if (draw(12) == 0) {
             kv_free(&t->c);
             t->used = false;
@@ -392,20 +415,20 @@ static void one_page_does_not_hold_the_slab(void **state) {
     linnet_error err;
     grow(&c, 0, PAGES * PAGE);
     for (int i = 0; i < PAGES; i++) {
-        data[i] = c.pages[i]->data;
-        memset(data[i], i + 1, c.layout.page_bytes);
+        data[i] = windowed(&c)->pages[i]->data;
+        memset(data[i], i + 1, c.layout.page_bytes[KV_WINDOWED]);
     }
     assert_int_equal(kv_fork(&c, &snapshot, &err), 0);
     kv_truncate(&snapshot, PAGE);
     kv_free(&c);
     for (int i = 0; i < PAGES; i++) {
-        uint8_t *middle = data[i] + c.layout.page_bytes / 2 / OS * OS;
+        uint8_t *middle = data[i] + c.layout.page_bytes[KV_WINDOWED] / 2 / OS * OS;
         assert_int_equal((uintptr_t)middle % OS, 0);
         assert_int_equal(mincore(middle, sizeof resident * OS, resident), 0);
         for (size_t k = 0; k < sizeof resident; k++)
             assert_int_equal(resident[k] & 1, i == 0);
     }
-    for (size_t i = 0; i < snapshot.layout.page_bytes; i++)
+    for (size_t i = 0; i < snapshot.layout.page_bytes[KV_WINDOWED]; i++)
         assert_int_equal(data[0][i], 1);
     kv_free(&snapshot);
 }
@@ -419,7 +442,7 @@ static void large_pages_are_cut_from_slabs(void **state) {
     float k[DIM], v[DIM];
     linnet_error err;
     grow(&small, 0, PAGE);
-    assert_null(small.slab);
+    assert_null(windowed(&small)->slab);
     kv_free(&small);
     for (size_t at = 0; at < N; at += PAGE) {
         grow(&c, at, at + PAGE);
@@ -432,14 +455,14 @@ static void large_pages_are_cut_from_slabs(void **state) {
             k[i] = (float)(at + i), v[i] = -k[i];
         kv_write(&c, &kernels_generic, at + 5, 1, HEADS - 1, k, v);
     }
-    assert_non_null(c.slab);
+    assert_non_null(windowed(&c)->slab);
     assert_int_equal(kv_fork(&c, &fork, &err), LINNET_OK);
-    assert_null(fork.slab);
+    assert_null(windowed(&fork)->slab);
     kv_truncate(&c, 3 * PAGE);
     grow(&c, 3 * PAGE, 5 * PAGE); /* of the newest slab, whose pages the fork still has */
     kv_free(&c);
     grow(&fork, N - 1, N + 1); /* a copy and a new page, from a slab of its own */
-    assert_non_null(fork.slab);
+    assert_non_null(windowed(&fork)->slab);
     for (size_t at = 0; at < N; at += PAGE) {
         kv_read(&fork, at + 5, 1, HEADS - 1, k, v);
         for (size_t i = 0; i < DIM; i++)

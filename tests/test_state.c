@@ -409,10 +409,55 @@ static void weights_matter(void **state) {
     linnet_model_close(m);
 }
 
+/* Layers behind windows keep what these show and the sinks, beside one that keeps all: so do the
+ * session, its copies and its bytes. */
+static void windows_beside_all(void **state) {
+    (void)state;
+    enum { N = 400, PAGES = (N + PAGE - 1) / PAGE };
+    static const uint8_t expected[PAGES] = {1, 2, 2, 2, 2, 2, 1}; /* sinks; in the window */
+    golden g = find("lolcats_exp_sinks");
+    linnet_model *m = open_model(g.path, &(linnet_model_options){.threads = 1});
+    linnet_session *s = open_session(m, NULL), *loaded = open_session(m, NULL);
+    linnet_error err;
+    for (int i = 0; i < N; i += 100)
+        if (linnet_feed(s, g.ids, 100, LINNET_LOGITS_LAST, &err)) fail_msg("%s", err.text);
+    assert_int_equal(s->kv.tables[KV_ALL].held, PAGES);
+    assert_int_equal(s->kv.tables[KV_WINDOWED].held, 2);
+    assert_int_equal(linnet_session_state_bytes(s), linnet_model_state_bytes(m, LINNET_KV_F16, N));
+    bytes b = save(s);
+    uint8_t *has = b.at + 88 + 48 * (size_t)m->cfg.n_layers + 4 * N;
+    assert_memory_equal(has, expected, PAGES);
+    if (linnet_session_load(loaded, b.at, b.n, &err)) fail_msg("%s", err.text);
+    unchanged("loaded", loaded, b);
+    linnet_session *f = fork_of(s);
+    linnet_session *all[] = {s, loaded, f};
+    for (size_t i = 0; i < 3; i++)
+        if (linnet_feed(all[i], g.ids, 100, LINNET_LOGITS_LAST, &err)) fail_msg("%s", err.text);
+    bytes after = save(s);
+    unchanged("loaded, continued", loaded, after);
+    unchanged("forked, continued", f, after);
+    static const uint8_t lies[][2] = {{0, 2}, {1, 0}, {6, 2}, {6, 0}, {3, 3}}; /* page, what */
+    for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
+        uint8_t was = has[lies[i][0]];
+        has[lies[i][0]] = lies[i][1];
+        forge(b, 8, 1);
+        refused("a page", s, b.at, b.n, LINNET_ERR_FORMAT,
+                lies[i][1] == 3 ? "neither there nor dropped" : "missing");
+        has[lies[i][0]] = was;
+    }
+    unchanged("lies", s, after);
+    free(after.at);
+    free(b.at);
+    for (size_t i = 0; i < 3; i++)
+        linnet_session_free(all[i]);
+    linnet_model_close(m);
+}
+
 static size_t shared_pages(const linnet_session *a, const linnet_session *b) {
     size_t n = 0;
-    for (size_t i = 0; i < a->kv.n_pages && i < b->kv.n_pages; i++)
-        n += a->kv.pages[i] && a->kv.pages[i] == b->kv.pages[i];
+    const kv_table *ta = &a->kv.tables[KV_ALL], *tb = &b->kv.tables[KV_ALL];
+    for (size_t i = 0; i < ta->n_pages && i < tb->n_pages; i++)
+        n += ta->pages[i] && ta->pages[i] == tb->pages[i];
     return n;
 }
 
@@ -425,7 +470,7 @@ static void forks_are_cheap(void **state) {
     linnet_error err;
     if (linnet_feed(s, g.ids, 100, LINNET_LOGITS_LAST, &err)) fail_msg("%s", err.text);
     linnet_session *f = fork_of(s), *h = fork_of(f);
-    assert_int_equal(s->kv.n_pages, 2);
+    assert_int_equal(s->kv.tables[KV_ALL].n_pages, 2);
     assert_int_equal(shared_pages(s, f), 2);
     assert_int_equal(shared_pages(s, h), 2);
     assert_int_equal(linnet_session_state_bytes(s), linnet_session_state_bytes(f));
@@ -434,9 +479,9 @@ static void forks_are_cheap(void **state) {
     assert_int_equal(shared_pages(s, h), 2);
     linnet_session_free(s);
     linnet_session_free(h);
-    const kv_page *page = f->kv.pages[1]; /* alone now: no copy is needed */
+    const kv_page *page = f->kv.tables[KV_ALL].pages[1]; /* alone now: no copy is needed */
     if (linnet_feed(f, g.ids, 1, LINNET_LOGITS_LAST, &err)) fail_msg("%s", err.text);
-    assert_ptr_equal(page, f->kv.pages[1]);
+    assert_ptr_equal(page, f->kv.tables[KV_ALL].pages[1]);
     linnet_session_free(f);
     linnet_model_close(m);
 }
@@ -617,16 +662,13 @@ int main(void) {
     find_names(".ids");
     add("forks_diverge", forks_diverge);
     add("every_damage", every_damage);
-    const struct CMUnitTest once[] = {cmocka_unit_test(flip_all_bits),
-                                      cmocka_unit_test(forged_states),
-                                      cmocka_unit_test(positions_inside),
-                                      cmocka_unit_test(other_sessions),
-                                      cmocka_unit_test(weights_matter),
-                                      cmocka_unit_test(forks_are_cheap),
-                                      cmocka_unit_test(flags_travel),
-                                      cmocka_unit_test(misuse),
-                                      cmocka_unit_test(files),
-                                      cmocka_unit_test(known_hashes)};
+    const struct CMUnitTest once[] = {
+        cmocka_unit_test(flip_all_bits),    cmocka_unit_test(forged_states),
+        cmocka_unit_test(positions_inside), cmocka_unit_test(other_sessions),
+        cmocka_unit_test(weights_matter),   cmocka_unit_test(windows_beside_all),
+        cmocka_unit_test(forks_are_cheap),  cmocka_unit_test(flags_travel),
+        cmocka_unit_test(misuse),           cmocka_unit_test(files),
+        cmocka_unit_test(known_hashes)};
     for (size_t i = 0; i < sizeof once / sizeof *once; i++)
         tests[n_tests++] = once[i];
     int failed = _cmocka_run_group_tests("state", tests, n_tests, NULL, NULL);
