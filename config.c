@@ -373,6 +373,10 @@ linnet_status config_read(const gguf *g, config *c, char arch_out[64], linnet_er
     if ((s = gguf_get_int(g, "linnet.attention.n_sink", false, 0, MAX_SINKS, &sinks, err)))
         return s;
     c->n_sink = (int)sinks;
+    int64_t trained = 0;
+    if ((s = gguf_get_int(g, "linnet.lolcats.trained_length", false, 0, MAX_CTX, &trained, err)))
+        return s;
+    c->trained_length = (int)trained;
     if (value_dim != c->head_dim)
         return fail(err, LINNET_ERR_UNSUPPORTED,
                     "%s: keys of %d and values of %d dimensions: expected equal ones", gguf_path(g),

@@ -467,6 +467,7 @@ static linnet_status open_on(linnet_model **out, const char *path, const linnet_
     linnet_model *m = calloc(1, sizeof *m);
     linnet_error why;
     if (!m) return fail(err, LINNET_ERR_MEMORY, "no memory for a model");
+    m->map_lag = -1;
     atomic_init(&m->owners, 1);
     linnet_status s = backend_open(name, &m->backend, &why);
     m->declined = s;

@@ -90,10 +90,12 @@ typedef struct {
     size_t n_angles;
     float rope_scale; /* factor on cos and sin (YaRN's attention temperature), else 1 */
     bool learned_positions;
-    int window;                      /* default of every layer, 0 = whole context */
-    int n_sink;                      /* the first positions, which every window also sees */
-    bool tied;                       /* the output matrix is the embedding */
-    bool gated_attention;            /* softmax layers: W^Q gives [query | gate] per head */
+    int window;           /* default of every layer, 0 = whole context */
+    int n_sink;           /* the first positions, which every window also sees */
+    int trained_length;   /* of LoLCATs' linear part, which is held beyond it (attention/lolcats.c);
+                             0:   never */
+    bool tied;            /* the output matrix is the embedding */
+    bool gated_attention; /* softmax layers: W^Q gives [query | gate] per head */
     bool ffn_norm_is_post_attention; /* ffn_norm is called post_attention_norm (Qwen3-Next) */
     bool recurrent[MAX_LAYERS];      /* by architecture: mixer gated_delta_net, not softmax */
     int n_nextn; /* blocks after the layers: multi-token prediction, which nothing here uses */
@@ -139,10 +141,12 @@ struct linnet_model {
     } most;                                             /* of any layer */
     size_t state_bytes;     /* of all mixers' fixed-size state, per session */
     atomic_uintptr_t spare; /* the backend's memory for a copy of one, 0: none or in use */
-    size_t work_floats;     /* the most that a mixer wants per row */
-    size_t widest;          /* columns of the widest matrix */
-    bool post_norms;        /* some layer normalizes its outputs */
-    bool terrace;           /* some layer was trained with windows of whole blocks: modes apply */
+    int map_lag; /* trained_length: a row's key enters LoLCATs' linear part so many rows later, -1:
+                    no such layer yet */
+    size_t work_floats; /* the most that a mixer wants per row */
+    size_t widest;      /* columns of the widest matrix */
+    bool post_norms;    /* some layer normalizes its outputs */
+    bool terrace;       /* some layer was trained with windows of whole blocks: modes apply */
     norm_weights out_norm;
     matrix output; /* packed; the embedding too when tied */
     /* Read row by row from the file: [n_embd, n_rows], unused when tied; [n_embd, n_ctx_train],
@@ -179,6 +183,13 @@ size_t model_kv_start(const linnet_model *m, linnet_window_mode mode, size_t n_t
 static inline int window_first(linnet_window_mode mode, int window, int t) {
     int first = mode == LINNET_TERRACE ? (t / window - 1) * window : t - window + 1;
     return first > 0 ? first : 0;
+}
+
+/* With a trained length L, LoLCATs' maps see no position beyond it: queries at L - 1 and keys at
+ * L/2 - 1 at most. By how many positions one at `t` is turned back: */
+static inline int lolcats_back(int trained_length, bool query, int t) {
+    int last = (query ? trained_length : trained_length / 2) - 1;
+    return t > last ? t - last : 0;
 }
 
 /* What the model computes, as two hashes: of the metadata that matters and of all weights. Equal

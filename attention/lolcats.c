@@ -13,6 +13,12 @@
  * one kernel. Without a window y_i = sum (phi.phi) v / (sum phi.phi + 1e-12) over j <= i. Upstream
  * adds that 1e-12 in prefill only; here it is there always, so that decoding equals it.
  *
+ * With a trained length L (linnet.lolcats.trained_length; not upstream's) the linear part beyond it
+ * is held as it is there: maps see queries rotated to position L - 1 and keys to L/2 - 1 at most,
+ * and n keys in N count as L of them: lambda is lambda L / max(n, L). Maps learn positions
+ * themselves, not their differences, and a sum grows with its keys; where both stay in what was
+ * trained, so does y.
+ *
  * Feature maps see rotated, unscaled vectors. There is one per query head, on keys repeated for the
  * heads of their group, so the linear state is per query head, but the window's keys and values are
  * per KV head, in the session's pages:
@@ -82,7 +88,15 @@ static linnet_status read_options(const loader *l, int layer, lolcats_weights *w
     w->rank = (int)rank;
     w->eps = (float)eps;
     w->features = twice ? 2 * w->width : w->width;
-    if (l->model->layers[layer].window) l->model->terrace = l->model->terrace || terrace;
+    int window = l->model->layers[layer].window, lag = window ? window - 1 : 0;
+    if (window) l->model->terrace = l->model->terrace || terrace;
+    if (!l->model->cfg.trained_length) return LINNET_OK;
+    if (terrace || (l->model->map_lag >= 0 && l->model->map_lag != lag))
+        return fail(err, LINNET_ERR_UNSUPPORTED,
+                    "%s: layer %d: linnet.lolcats.trained_length is for sliding windows of one "
+                    "length in all LoLCATs layers",
+                    gguf_path(g), layer);
+    l->model->map_lag = lag;
     return LINNET_OK;
 }
 
@@ -273,36 +287,57 @@ static head head_of(pass *p, const lolcats_weights *w, int layer, size_t row, in
                   .folded = folded};
 }
 
-static void add_key(const head *a, const float *key, const float *value) {
-    float phi[2 * LOLCATS_MAX_FEATURES];
+/* x [head_dim], rotated, as maps see it: itself, or turned back in `room`. `r`: the query's row, or
+ * the one with which the key enters. */
+static const float *turned(const head *a, size_t r, bool query, const float *x, float *room) {
+    const config *c = &a->p->m->cfg;
+    const head_layout *g = &a->p->m->layers[a->layer].heads;
+    int t = a->p->rows[r].position - (query ? 0 : a->p->m->map_lag), half = g->rope_dim / 2;
+    if (!c->trained_length || c->rope == ROPE_NONE || !lolcats_back(c->trained_length, query, t))
+        return x;
+    const float *cos = a->p->back + (4 * r + (query ? 0 : 2)) * c->n_angles + g->angles;
+    const float *sin = cos + c->n_angles;
+    memcpy(room, x, (size_t)c->head_dim * sizeof *room);
+    for (int i = 0; i < half; i++) {
+        room[i] = x[i] * cos[i] + x[i + half] * sin[i];
+        room[i + half] = x[i + half] * cos[i] - x[i] * sin[i];
+    }
+    return room;
+}
+
+/* `r`: the row with which the key enters. */
+static void add_key(const head *a, size_t r, const float *key, const float *value) {
+    float phi[2 * LOLCATS_MAX_FEATURES], room[MAX_HEAD_DIM];
     size_t f = (size_t)a->w->features;
-    featurize(a->p, a->w, &a->w->k, a->h, key, phi);
+    featurize(a->p, a->w, &a->w->k, a->h, turned(a, r, false, key, room), phi);
     a->p->k->add_outer(a->S, phi, value, f, (size_t)a->p->m->cfg.head_dim);
     for (size_t i = 0; i < f; i++)
         a->z[i] += phi[i];
 }
 
-static void add_position(const head *a, int position) {
+static void add_position(const head *a, size_t r, int position) {
     float key[MAX_HEAD_DIM], value[MAX_HEAD_DIM];
     if (position < a->p->m->cfg.n_sink) return;
     kv_read(&a->session->kv, (size_t)position, a->p->m->layers[a->layer].kv_slot, a->kv_head, key,
             value);
-    add_key(a, key, value);
+    add_key(a, r, key, value);
 }
 
-/* Positions before `to` leave the window. */
-static void fold_to(const head *a, int to) {
+/* Positions before `to` leave the window at row r. */
+static void fold_to(const head *a, size_t r, int to) {
     for (; (int)*a->folded < to; ++*a->folded)
-        add_position(a, (int)*a->folded);
+        add_position(a, r, (int)*a->folded);
 }
 
-/* num += lambda phi_q^T S, *den += lambda phi_q.z */
-static void add_linear(const head *a, const float *q, float *num, float *den) {
-    float phi[2 * LOLCATS_MAX_FEATURES];
-    int f = a->w->features;
-    featurize(a->p, a->w, &a->w->q, a->h, q, phi);
-    for (int i = 0; a->w->lambda && i < f; i++)
-        phi[i] *= a->w->lambda[a->h];
+/* num += lambda phi_q^T S, *den += lambda phi_q.z; n keys are in S. */
+static void add_linear(const head *a, size_t r, const float *q, int n, float *num, float *den) {
+    float phi[2 * LOLCATS_MAX_FEATURES], room[MAX_HEAD_DIM];
+    int f = a->w->features, trained = a->p->m->cfg.trained_length;
+    float factor = a->w->lambda ? a->w->lambda[a->h] : 1;
+    if (trained && n > trained) factor *= (float)trained / (float)n;
+    featurize(a->p, a->w, &a->w->q, a->h, turned(a, r, true, q, room), phi);
+    for (int i = 0; factor != 1 && i < f; i++)
+        phi[i] *= factor;
     a->p->k->add_rows(num, phi, a->S, (size_t)f, (size_t)a->p->m->cfg.head_dim);
     *den += dot(phi, a->z, f);
 }
@@ -344,8 +379,8 @@ static void window_row(const head *a, size_t r) {
     float scaled[MAX_HEAD_DIM], num[MAX_HEAD_DIM] = {0}, scale = 1.0f / sqrtf((float)d), den;
     attend_sum sum = {-INFINITY, 0};
     bool twice = counts_twice(a);
-    fold_to(a, first_of(a, t));
-    if (twice) add_position(a, t);
+    fold_to(a, r, first_of(a, t));
+    if (twice) add_position(a, r, t);
     int first = (int)*a->folded;
     for (int i = 0; i < d; i++)
         scaled[i] = q[i] * scale;
@@ -354,7 +389,7 @@ static void window_row(const head *a, size_t r) {
     den = a->w->gamma[a->h] * sum.sum;
     for (int i = 0; i < d; i++)
         num[i] *= a->w->gamma[a->h];
-    if (first > c->n_sink || twice) add_linear(a, q, num, &den);
+    if (first > c->n_sink || twice) add_linear(a, r, q, first - c->n_sink, num, &den);
     float *y = a->p->mixed + (r * c->n_heads + a->h) * d;
     for (int i = 0; i < d; i++)
         y[i] = num[i] / den;
@@ -362,7 +397,7 @@ static void window_row(const head *a, size_t r) {
         memset(a->S, 0, (size_t)a->w->features * d * sizeof *a->S);
         memset(a->z, 0, (size_t)a->w->features * sizeof *a->z);
     }
-    fold_to(a, first_of(a, t + 1));
+    fold_to(a, r, first_of(a, t + 1));
 }
 
 static void linear_row(const head *a, size_t r) {
@@ -371,8 +406,8 @@ static void linear_row(const head *a, size_t r) {
     const float *q = a->p->q + (r * c->n_heads + a->h) * d;
     size_t kv = (r * c->n_kv_heads + a->kv_head) * d;
     float num[MAX_HEAD_DIM] = {0}, den = 0;
-    add_key(a, a->p->key + kv, a->p->value + kv);
-    add_linear(a, q, num, &den);
+    add_key(a, r, a->p->key + kv, a->p->value + kv);
+    add_linear(a, r, q, a->p->rows[r].position + 1, num, &den);
     float *y = a->p->mixed + (r * c->n_heads + a->h) * d;
     for (size_t i = 0; i < d; i++)
         y[i] = num[i] / (den + 1e-12f);

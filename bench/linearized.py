@@ -15,7 +15,9 @@ NAMES = {"original": "original, softmax", "swap": "untrained maps", "window": "w
          "control": "window, sinks, LoRA, no linear part",
          "control-softmax": "window, sinks, 8 softmax layers, LoRA, no linear part",
          "as-lolcats": "**as LoLCATs specifies**", "sinks": "**with sinks**",
-         "sinks-softmax": "**with sinks and 8 softmax layers**"}
+         "sinks-softmax": "**with sinks and 8 softmax layers**",
+         "as-lolcats-long": "**as LoLCATs specifies, long**", "sinks-long": "**with sinks, long**",
+         "sinks-softmax-long": "**with sinks and 8 softmax layers, long**"}
 
 
 def questions(path, n):

@@ -43,6 +43,7 @@ static size_t lay_out(const linnet_model *m, size_t rows, size_t partials, int t
     TAKE(norm_row, (size_t)threads * c->n_embd);
     TAKE(cos, rows * c->n_angles);
     TAKE(sin, rows * c->n_angles);
+    TAKE(back, c->trained_length ? 4 * rows * c->n_angles : 0);
     TAKE(attend_out, partials * round_up(m->most.head_dim, 16));
     TAKE(attend_sums, partials);
     TAKE(input.f, rows * widest);
@@ -333,12 +334,24 @@ static linnet_status embed(linnet_model *m, const row *row, float *x, linnet_err
 }
 
 /* As transformers does it: the frequency, the angle and its cosine are each rounded to float32. */
-static void rope_row(const config *c, int position, float *cos_out, float *sin_out) {
+static void rope_row(const config *c, int position, float scale, float *cos_out, float *sin_out) {
     for (size_t i = 0; i < c->n_angles; i++) {
         float angle = (float)position * c->rope_freq[i];
-        cos_out[i] = (float)cos((double)angle) * c->rope_scale;
-        sin_out[i] = (float)sin((double)angle) * c->rope_scale;
+        cos_out[i] = (float)cos((double)angle) * scale;
+        sin_out[i] = (float)sin((double)angle) * scale;
     }
+}
+
+static void place_angles(const pass *p, size_t r) {
+    const config *c = &p->m->cfg;
+    size_t n = c->n_angles;
+    int t = p->rows[r].position;
+    rope_row(c, t, c->rope_scale, p->cos + r * n, p->sin + r * n);
+    if (!c->trained_length) return;
+    float *back = p->back + 4 * r * n;
+    rope_row(c, lolcats_back(c->trained_length, true, t), 1, back, back + n);
+    rope_row(c, lolcats_back(c->trained_length, false, t - p->m->map_lag), 1, back + 2 * n,
+             back + 3 * n);
 }
 
 /* Pairs (2i, 2i+1), or (i, i + rope_dim/2). */
@@ -361,10 +374,9 @@ void pass_rotate(const pass *p, int layer, size_t r, float *head) {
 static void run_layers(void *arg, int thread) {
     pass *p = arg;
     const linnet_model *m = p->m;
-    size_t angles = m->cfg.n_angles;
     for (phase ph = phase_begin(p->team, thread, p->n); phase_next(&ph);)
         for (size_t r = ph.from; r < ph.to; r++)
-            rope_row(&m->cfg, p->rows[r].position, p->cos + r * angles, p->sin + r * angles);
+            place_angles(p, r);
     for (int l = 0; l < m->cfg.n_layers; l++) {
         m->layers[l].mixer->forward(p, l, thread);
         if (m->cfg.n_ff) feed_forward(p, thread, l);

@@ -30,13 +30,16 @@ struct pass {
     size_t n;
     float *x; /* [n, n_embd] residual stream */
     float *q, *key,
-        *value;        /* of the layer: [n, n_heads*head_dim], [n, n_kv_heads*head_dim] twice */
-    float *mixed;      /* [n, n_heads*head_dim] what the mixer hands to its output matrix */
-    float *gate, *up;  /* [n, n_ff] */
-    float *branch;     /* [n, n_embd] a layer's output before its post-norm */
-    float *work;       /* [n, work_floats] the mixer's own */
-    float *norm_row;   /* [team size, n_embd] one normalized row per thread */
-    float *cos, *sin;  /* [n, n_angles] */
+        *value;       /* of the layer: [n, n_heads*head_dim], [n, n_kv_heads*head_dim] twice */
+    float *mixed;     /* [n, n_heads*head_dim] what the mixer hands to its output matrix */
+    float *gate, *up; /* [n, n_ff] */
+    float *branch;    /* [n, n_embd] a layer's output before its post-norm */
+    float *work;      /* [n, work_floats] the mixer's own */
+    float *norm_row;  /* [team size, n_embd] one normalized row per thread */
+    float *cos, *sin; /* [n, n_angles] */
+    float *back; /* [n, 4, n_angles], where config.trained_length is given: cos and sin by which
+                  * feature maps turn the row's query back, then the key that enters the linear
+                  * part with the row */
     float *attend_out; /* partial results of attention: per thread, or per segment if split */
     attend_sum *attend_sums;
     const size_t *runs; /* [n_runs + 1] first rows of each session's tokens */

@@ -11,6 +11,9 @@ typedef struct {
     float eps;
     learned q, k;
     const float *gamma, *lambda;
+    int trained_length,
+        half; /* half of the dimensions that rotate, with `freq` [half] radians a position */
+    const float *freq;
     size_t state_at;
     kv_place_of_layer kv; /* with a window */
 } lolcats_layer;
@@ -146,6 +149,29 @@ DEVICE void featurize(const lolcats_layer &l, const learned &m, int h, const flo
     if (half * l.width < l.features)
         activate_half(l, u, half ? -1.0f : 1.0f, factor, phi + half * l.width);
     __syncthreads();
+}
+
+/* ---- Beyond a trained length ---------------------------------------------------------------- */
+
+/* By how many positions a vector at `position` is turned back before its map; as lolcats_back of
+ * model.h. */
+DEVICE int back_of(const lolcats_layer &l, bool query, int position) {
+    int last = (query ? l.trained_length : l.trained_length / 2) - 1;
+    return l.trained_length && l.half ? max(position - last, 0) : 0;
+}
+
+/* Number i of the vector with these numbers, turned back by `back` positions. */
+template <class F> DEVICE float turned(const lolcats_layer &l, int back, int i, F number) {
+    float x = number(i);
+    if (!back || i >= 2 * l.half) return x;
+    bool low = i < l.half;
+    float angle = (float)back * l.freq[low ? i : i - l.half], c = cosf(angle), s = sinf(angle);
+    return low ? x * c + number(i + l.half) * s : x * c - number(i - l.half) * s;
+}
+
+/* Of the linear part, with n keys in it. */
+DEVICE float share_of(const lolcats_layer &l, int n) {
+    return n > l.trained_length && l.trained_length ? (float)l.trained_length / (float)n : 1;
 }
 
 /* ---- Windows -------------------------------------------------------------------------------- */
@@ -338,8 +364,13 @@ template <kv_kind KIND>
 DEVICE void take_vector(const lolcats_layer &l, const cuda_row &row, int h, const step_rows &in,
                         const steps_memory &m, int c0, int cols, bool query, int position, int k) {
     const uint8_t *head = query || !l.window ? NULL : kv_head(l.kv, row, position, h / l.group);
+    int back = back_of(l, query, head ? position : row.position);
     for (int i = (int)threadIdx.x; i < l.head_dim; i += LINEAR_THREADS)
-        m.x[i] = query ? in.q[i] : head ? kv_key<KIND>(l.kv, head, position % PAGE, i) : in.key[i];
+        m.x[i] = turned(l, back, i, [&](int j) {
+            return query  ? in.q[j]
+                   : head ? kv_key<KIND>(l.kv, head, position % PAGE, j)
+                          : in.key[j];
+        });
     for (int c = (int)threadIdx.x; c < cols && !query; c += LINEAR_THREADS)
         m.values[k * LINEAR_COLUMNS + c] =
             head ? kv_value<KIND>(l.kv, head, position % PAGE, c0 + c) : in.value[c0 + c];
@@ -389,7 +420,8 @@ DEVICE void step(const lolcats_layer &l, const cuda_row &row, int h, const step_
     int next = window ? max(first, first_of(l, row, t + 1)) : 0;
     bool ends = twice && t + 1 == row.whole; /* what is in both parts was for the prompt alone */
     bool linear = !window || first > l.n_sink || twice;
-    float den = window ? 0 : 1e-12f, lambda = l.lambda ? l.lambda[h] : 1, *mixed = m.mixed;
+    float den = window ? 0 : 1e-12f, *mixed = m.mixed;
+    float lambda = (l.lambda ? l.lambda[h] : 1) * share_of(l, window ? first - l.n_sink : t + 1);
     int stage = window ? LEFT_BEFORE : READ, from = max(*folded, l.n_sink);
     int to = window ? first : from + 1;
     while (stage != DONE) {
@@ -415,6 +447,11 @@ DEVICE void step(const lolcats_layer &l, const cuda_row &row, int h, const step_
             }
             for (int i = (int)threadIdx.x; i < f && !query; i += LINEAR_THREADS)
                 m.z[i] += phi[i];
+            if (query && window && back_of(l, true, t)) { /* the window sees it as it is */
+                for (int i = (int)threadIdx.x; i < d; i += LINEAR_THREADS)
+                    m.x[i] = in.q[i];
+                __syncthreads();
+            }
             if (query && window) den += attend_window<VEC, KIND>(l, row, h, m, c0, cols, first);
         }
         __syncthreads();
@@ -506,6 +543,7 @@ typedef struct {
     const uint8_t *page;
     int at;         /* of a key in its page, */
     const float *x; /* else */
+    int back;       /* positions that it is turned */
 } row_vector;
 
 DEVICE row_vector vector_of(const lolcats_layer &l, const cuda_row *rows, const cuda_run *runs,
@@ -513,12 +551,15 @@ DEVICE row_vector vector_of(const lolcats_layer &l, const cuda_row *rows, const 
     const cuda_row &row = rows[r];
     cuda_run run = runs[row.run];
     run_keys k = keys_of_run(l, rows, run, state_of(l, rows[run.first], h));
-    row_vector v = {k.in_chunks, 1, NULL, 0, NULL};
     int kv_heads = l.n_heads / l.group, position = k.first + (int)r - run.first;
+    int first = l.window ? max(k.folded, first_of(l, row, row.position)) : 0;
+    int back = back_of(l, query, query || !l.window ? row.position : position);
+    row_vector v = {k.in_chunks, 1, NULL, 0, NULL, back};
     if (query) {
         v.x = q + (r * l.n_heads + h) * l.head_dim;
-        v.factor = l.lambda ? l.lambda[h] : 1;
-        if (l.window && max(k.folded, first_of(l, row, row.position)) <= l.n_sink) v.factor = 0;
+        v.factor = (l.lambda ? l.lambda[h] : 1) *
+                   share_of(l, l.window ? first - l.n_sink : row.position + 1);
+        if (l.window && first <= l.n_sink) v.factor = 0;
     } else if (!l.window)
         v.x = key + (r * kv_heads + h / l.group) * l.head_dim;
     else if ((v.is = v.is && position < k.end)) {
@@ -529,7 +570,8 @@ DEVICE row_vector vector_of(const lolcats_layer &l, const cuda_row *rows, const 
 }
 
 template <kv_kind KIND> DEVICE float number_of(const lolcats_layer &l, const row_vector &v, int i) {
-    return v.page ? kv_key<KIND>(l.kv, v.page, v.at, i) : v.x[i];
+    return turned(l, v.back, i,
+                  [&](int j) { return v.page ? kv_key<KIND>(l.kv, v.page, v.at, j) : v.x[j]; });
 }
 
 /* Features of any maps: a block per head, row and map. */
@@ -795,6 +837,9 @@ static lolcats_layer layer_of(const cuda_pass *p, int layer) {
     l.k = on_gpu_of(p, w->k);
     l.gamma = on_gpu(p, w->gamma);
     l.lambda = on_gpu(p, w->lambda);
+    l.trained_length = c->trained_length;
+    l.half = c->rope == ROPE_NONE ? 0 : of->heads.rope_dim / 2;
+    l.freq = p->rope_freq + of->heads.angles;
     l.state_at = of->state_at;
     if (of->kv_slot >= 0) l.kv = kv_places(p, layer);
     return l;

@@ -28,7 +28,7 @@ names=(original)
 "${TORCH_PYTHON:-python3}" -c 'import torch' 2>/dev/null && names+=(swap) ||
     echo "linearized.sh: no PyTorch (docs/linearize.md): the row of the untrained maps is left out" >&2
 names+=(window window-sinks)
-for name in control-window control control-softmax as-lolcats sinks sinks-softmax; do
+for name in control-window control control-softmax {as-lolcats,sinks,sinks-softmax}{,-long}; do
     [ ! -f "models/smollm2-$name.pt" ] || names+=("$name")
 done
 

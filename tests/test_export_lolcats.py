@@ -204,10 +204,11 @@ class Layouts(Case):
         r, said = self.export(
             self.save("maps.pt", one),
             self.config(dict(softmax_attentions=[1], tie_qk_kernels=True,
-                             attention_type="lolcats_llama_window_sw")), set=["n_sink=4"])
+                             attention_type="lolcats_llama_window_sw")), set=["n_sink=4", "trained_length=1024"])
         self.assertEqual(self.value(r, "linnet.mixers"), ["lolcats", "softmax"])
         self.assertEqual(self.value(r, "linnet.attention.window_layers"), [16, 0])
         self.assertEqual(self.value(r, "linnet.attention.n_sink"), 4)
+        self.assertEqual(self.value(r, "linnet.lolcats.trained_length"), 1024)
         self.assertTrue(self.value(r, "linnet.lolcats.tied"))
         self.assertFalse(self.value(r, "linnet.lolcats.terrace"))
 
@@ -336,6 +337,7 @@ class Refusals(Case):
                 (dict(train_window_factor="no"), ("train_window_factor",)),
                 (dict(init_window_factor="x"), ("init_window_factor",)),
                 (dict(n_sink=1025), ("n_sink is 1025", "at most 1024")),
+                (dict(trained_length=64, attention_type="lolcats_llama_window_tk"), ("trained_length", "terraces")),
                 (dict(feature_map_kwargs=[1]), ("feature_map_kwargs",))):
             self.refused(*words, lolcats=file, config=self.config(attention))
         self.refused("feature_dim is 6", "8", lolcats=file,

@@ -174,11 +174,12 @@ class Stages(Folder):
         configs = [self.config("a"), self.config("b", 2, "softmax_layers: {most_sensitive: 1}", from_a),
                    self.config("c", 0, "affine: true"),
                    self.config("d", 2, "linear: false, softmax_layers: [1]", ""),
-                   self.config("e", 2, "", "distill_from: a")]
+                   self.config("e", 2, "", "distill_from: a"),
+                   self.config("f", 2, "trained_length: 20", "distill_from: a")]
         self.linearize("queue", *configs, *self.where, "-o", runs, "--jobs", "2", "--cache", self.path("kept"))
         with open(os.path.join(runs, "a", "transfer", "sensitivity.json")) as f:
             first = json.load(f)["order"][0]
-        for name in ("a/transfer", "a/distill", "b/distill", "c/distill", "d/distill", "e/distill"):
+        for name in ("a/transfer", "a/distill", "b/distill", "c/distill", "d/distill", "e/distill", "f/distill"):
             with self.subTest(name):
                 self.linearize("check", os.path.join(runs, name), *self.where, "--linnet", LINNET,
                                "--limit", "1e-4")
@@ -188,6 +189,7 @@ class Stages(Folder):
         self.assertEqual([r["stage"] for r in card["curve"] if r["step"] == 0], ["transfer", "distill"])
         ends, begins = (self.curve(runs, name, "distill")[at]["validation"]["kl"] for name, at in (("a", -1), ("e", 0)))
         self.assertAlmostEqual(ends, begins, delta=1e-6)
+        self.assertNotAlmostEqual(ends, self.curve(runs, "f", "distill")[0]["validation"]["kl"], delta=1e-5)
         self.linearize("delta", os.path.join(runs, "e", "distill"), "-o", self.path("new", "e.pt"))
         card = json.loads(Path(self.path("new", "e.json")).read_text())
         self.assertEqual([card[k]["run"] for k in ("transfer", "distill before", "distill")], ["a", "a", "e"])

@@ -4,6 +4,8 @@
 #include "../model.h"
 #include "support.h"
 
+#include <unistd.h>
+
 enum { LONG = 4096, MANY = 20000 };
 
 static const struct {
@@ -13,6 +15,7 @@ static const struct {
 } models[] = {
     {"models", "lolcats_softmax_full", LINNET_SLIDING, 0, 7},
     {"models", "lolcats_exp_sinks", LINNET_SLIDING, 4, 7},
+    {"models", "lolcats_trained_length", LINNET_SLIDING, 3, 9},
     {"models", "hedgehog_softmax", LINNET_SLIDING, 0, 0},
     {"models", "t2r_relu", LINNET_SLIDING, 0, 0},
     {"window_modes", "terrace", LINNET_TERRACE, 0, 16},
@@ -103,11 +106,45 @@ static void context_is_free_where_nothing_grows(void **state) {
     }
 }
 
+/* A trained length is for sliding windows of one length. */
+static void trained_lengths_that_are_refused(void **state) {
+    (void)state;
+    static const struct {
+        const char *key;
+        size_t at; /* behind the key */
+        uint8_t value;
+    } lies[] = {{"linnet.lolcats.terrace", 4, 1},
+                {"linnet.attention.window_layers", 4 + 4 + 8 + 2 * 4, 8}};
+    char path[] = "/tmp/linnet_lolcats_XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
+        FILE *f = fopen("tests/data/models/lolcats_trained_length.gguf", "rb");
+        static uint8_t bytes[1 << 20];
+        assert_non_null(f);
+        size_t n = fread(bytes, 1, sizeof bytes, f), key = strlen(lies[i].key);
+        fclose(f);
+        uint8_t *found = memmem(bytes, n, lies[i].key, key);
+        assert_non_null(found);
+        found[key + lies[i].at] = lies[i].value;
+        assert_non_null(f = fopen(path, "wb"));
+        assert_int_equal(fwrite(bytes, 1, n, f), n);
+        fclose(f);
+        linnet_model *m;
+        linnet_error err;
+        assert_int_equal(linnet_model_open(&m, path, NULL, &err), LINNET_ERR_UNSUPPORTED);
+        if (!strstr(err.text, "sliding windows of one length")) fail_msg("%s", err.text);
+    }
+    unlink(path);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(states_equal_float64_after_4096_tokens),
         cmocka_unit_test(long_decodes_stay_finite),
         cmocka_unit_test(context_is_free_where_nothing_grows),
+        cmocka_unit_test(trained_lengths_that_are_refused),
     };
     return cmocka_run_group_tests_name("lolcats", tests, NULL, NULL);
 }

@@ -105,18 +105,20 @@ def delta_table(cards):
     if not rows:
         return ""
     heads = ["delta", "parameters", "sinks", "softmax layers", "linear part", "tokens, stage 1", "stage 2",
-             "held out: KL to the teacher", "CE", "the teacher's"]
+             "positions", "held out: KL to the teacher", "CE", "the teacher's"]
     lines = []
     for c in rows:
         held = c["distill"]["held out"]
+        positions = max(c["data"]["length"], c["distill"].get("positions", 0))
         lines.append([c["name"], f"{c['parameters']:,}", str(c["student"]["n_sink"]),
                       ", ".join(map(str, c["softmax layers"])) or "-", "yes" if c["student"]["linear"] else "no",
                       tokens(c, "transfer"), tokens(c, "distill before", "distill"),
-                      f"{held['kl']:.4f}", f"{held['ce']:.4f}", f"{held['teacher ce']:.4f}"])
+                      f"{positions:,}", f"{held['kl']:.4f}", f"{held['ce']:.4f}", f"{held['teacher ce']:.4f}"])
     return """
 ## Linearized SmolLM2-135M-Instruct
 Deltas, made by `python3 -m train.linearize` ([docs/linearize.md](../docs/linearize.md)); `make demo-linear` joins
 them with the model of `make demo`. A window of """ + str(rows[0]["student"]["window"]) + """ keys in every linearized layer.
+Held out: sequences of those positions, so rows of one number of positions compare.
 
 """ + table(heads, lines)
 

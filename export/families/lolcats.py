@@ -220,6 +220,9 @@ def linearize(args, values, config_path, tensors):
     window = attention.int("window_size", default=64, high=1 << 28) if windowed else 0
     attention.only("decode_window_size", window)
     n_sink = attention.int("n_sink", default=0, low=0, high=1025)
+    trained_length = attention.int("trained_length", default=0, low=0, high=1 << 28)
+    if trained_length and terrace:
+        raise ExportError(f"{attention.path}: trained_length is for sliding windows, {kind} has terraces")
     eps = number(map_options.values, "eps", 1e-12, map_options.path)
     if not 0 <= eps <= 1:
         raise ExportError(f"{map_options.path}: eps is {eps:g}, expected 0 to 1")
@@ -333,6 +336,8 @@ def linearize(args, values, config_path, tensors):
         plan.metadata.append(("linnet.lolcats.adapter_rank", "u32", ranks.pop()))
     if n_sink:
         plan.metadata.append(("linnet.attention.n_sink", "u32", n_sink))
+    if trained_length:
+        plan.metadata.append(("linnet.lolcats.trained_length", "u32", trained_length))
     plan.notes += notes
     return plan
 

@@ -13,7 +13,7 @@ OPTIONS = {
         "attention_type", "window_size", "decode_window_size", "state_chunk_len",
         "affine_attention_factors", "init_window_factor", "train_window_factor", "feature_map",
         "feature_map_kwargs", "learned_kernel", "learned_kernel_kwargs", "tie_qk_kernels",
-        "softmax_attentions", "num_feature_maps", "n_sink",
+        "softmax_attentions", "num_feature_maps", "n_sink", "trained_length",
         # without effect on inference
         "layer_idx", "max_layer_idx", "train_qk", "train_attention", "remove_base_attn", "mask_value",
         "fp32_attention", "track_state_grads", "state_grad_enabled", "rank", "attention_dropout",

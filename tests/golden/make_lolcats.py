@@ -32,7 +32,7 @@ V = 48
 BASE = dict(type="llama", dim=32, H=4, KV=2, D=8, I=16, layers=2, theta=10000.0, T=130,
             kind="lolcats_llama_window_sw", W=7, map="softmax_dim", full=True, F=6, adapter=0,
             skip=False, bias=False, tied=False, affine=False, sinks=0, softmax=(), lora=None,
-            dtype="float32", untrained=False, layout="two", scaling=None, decode=0)
+            trained=0, dtype="float32", untrained=False, layout="two", scaling=None, decode=0)
 MODELS = {
     "lolcats_softmax_full": dict(lora=(3, 12), W=7, dtype="bfloat16",
                                  scaling=dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0,
@@ -50,9 +50,13 @@ MODELS = {
     "hedgehog_softmax": dict(kind="lolcats_llama", H=6, KV=2, F=7, lora=(2, None), layout="full"),
     "hedgehog_exp_adapter": dict(kind="lolcats_llama", map="exp_dim", full=False, adapter=3, F=8,
                                  layers=2, softmax=(0,)),
+    "lolcats_trained_length": dict(layers=3, softmax=(1,), sinks=3, W=9, H=6, F=8, affine=True, T=150, trained=30,
+                                   lora=(2, None)),
+    "hedgehog_trained_length": dict(kind="lolcats_llama", F=5, T=120, trained=25),
     "t2r_relu": dict(kind="lolcats_llama", map="relu", F=10, bias=True, KV=1, tied=True),
 }
-WITH_STATES = ("lolcats_softmax_full", "lolcats_exp_sinks", "hedgehog_softmax", "t2r_relu")
+WITH_STATES = ("lolcats_softmax_full", "lolcats_exp_sinks", "lolcats_trained_length", "hedgehog_softmax",
+               "t2r_relu")
 TERRACE = dict(kind="lolcats_llama_window_tk", W=16, F=6, T=64)
 TERRACE_SINKS = dict(kind="lolcats_llama_window_tk", W=13, F=4, sinks=3, T=64, bias=True,
                      map="relu")
@@ -160,6 +164,8 @@ def save(folder, o, base, maps, lora):
         args += ["--lora-config", "ft.yaml"]
     if o["sinks"]:
         args += ["--set", f"n_sink={o['sinks']}"]
+    if o["trained"]:
+        args += ["--set", f"trained_length={o['trained']}"]
     return args
 
 
@@ -189,8 +195,9 @@ def frequencies(o):
     return w
 
 
-def rotate(x, w):  # [heads, T, D]
-    angle = np.arange(x.shape[1])[:, None] * w
+def rotate(x, w, last=None):  # [heads, T, D]; positions as if no later than `last`
+    at = np.arange(x.shape[1])
+    angle = (at if last is None else np.minimum(at, last))[:, None] * w
     c, s = np.cos(angle), np.sin(angle)
     a, b = np.split(x, 2, -1)
     return np.concatenate([a * c - b * s, b * c + a * s], -1)
@@ -280,13 +287,16 @@ def evaluate(o, base, maps, lora, ids, rule=sliding, states=None):
         def heads(which, n):
             y = h @ w[f"{at}self_attn.{which}_proj.weight"].T
             return y.reshape(T, n, D).transpose(1, 0, 2)
-        q = rotate(heads("q", H), frequencies(o))
-        k = np.repeat(rotate(heads("k", KV), frequencies(o)), H // KV, 0)
+        def rotated(which, n, last=None):
+            return np.repeat(rotate(heads(which, n), frequencies(o), last), H // n, 0)
+        q, k = rotated("q", H), rotated("k", KV)
+        L = o["trained"]
+        of_maps = (rotated("q", H, L - 1), rotated("k", KV, L // 2 - 1)) if L else (q, k)
         v = np.repeat(heads("v", KV), H // KV, 0)
         y = np.zeros((H, T, D))
         linear, windowed = i not in o["softmax"], "window" in o["kind"]
         if linear:
-            phi_q, phi_k = features(o, maps, at, "q", q), features(o, maps, at, "k", k)
+            phi_q, phi_k = (features(o, maps, at, which, x) for which, x in zip("qk", of_maps))
         if linear and states is not None:
             N = np.array(rule(o, T)[1] if windowed else range(T), int)
             states += [phi_k[:, N].transpose(0, 2, 1) @ v[:, N], phi_k[:, N].sum(1)]
@@ -302,10 +312,11 @@ def evaluate(o, base, maps, lora, ids, rule=sliding, states=None):
                 S, N = (np.array(s, int) for s in rule(o, t))
                 s = scores[:, S]
                 a[:, S] = gamma[:, None] * np.exp(s - s.max(-1, keepdims=True))
-                a[:, N] += lam[:, None] * mass[:, N]
+                share = L / max(L, len(N)) if L else 1
+                a[:, N] += share * lam[:, None] * mass[:, N]
                 den = a.sum(-1)
             else:
-                a = mass
+                a = mass * (L / max(L, t + 1) if L else 1)
                 den = a.sum(-1) + 1e-12
             y[:, t] = np.einsum("hj,hjd->hd", a, v[:, :t + 1]) / den[:, None]
         x = x + y.transpose(1, 0, 2).reshape(T, H * D) @ w[at + "self_attn.o_proj.weight"].T

@@ -26,9 +26,11 @@ def export(base, maps, options, out, kind="f32"):
 
 
 def compare(folder, base, data, program, n=512):
-    """-> the largest difference of a logit over the RMS of all, on `n` tokens of validation text"""
+    """-> the largest difference of a logit over the RMS of all, on `n` tokens of validation text,
+    or twice the trained length"""
     llama = Llama(base)
     _, student = load_student(llama, folder)
+    n = max(n, 2 * student.length)
     ids = Sequences(data, 0, llama.vocab).rows("validation", [0])[:, :n]
     with torch.no_grad():
         want = (student.hidden(ids)[0] @ llama.head.t()).numpy()

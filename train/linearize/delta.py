@@ -29,6 +29,7 @@ def options_of(config, head_dim):
     if s["linear"]:
         attention.update(
             affine_attention_factors=s["affine"], init_window_factor=s["init_factor"],
+            **({"trained_length": s["trained_length"]} if s.get("trained_length") else {}),
             feature_map="softmax_dim", feature_map_kwargs={"eps": 1e-12, "fullspace": True},
             learned_kernel="untied_head_einsum", tie_qk_kernels=False,
             learned_kernel_kwargs={"feature_dim": head_dim, "skip_connection": False, "bias": False})

@@ -16,7 +16,7 @@ def measure(student, sequences, n, say=print):
     with torch.no_grad():
         for at, number in enumerate(numbers, 1):
             ids = sequences.rows("validation", [number]).to(llama.device)
-            inputs = [llama.start(ids)]
+            inputs = [student.start(ids, 0)]
             for weights in llama.layers:
                 inputs.append(llama.layer(weights, inputs[-1]))
             t = llama.end(inputs[-1])[0]

@@ -7,7 +7,7 @@ from ..config import TrainError, merge, read
 DEFAULTS = {
     "seed": 1, "log_every": 10, "evaluate_every": 100, "checkpoint_every": 50, "validation": 6,
     "student": {"window": 64, "n_sink": 0, "softmax_layers": [], "affine": False, "linear": True,
-                "init_scale": 1.0, "init_factor": -2.1972245773362196},
+                "init_scale": 1.0, "init_factor": -2.1972245773362196, "trained_length": 0},
     "distill": {"rank": 8, "alpha": 16, "loss": "kl", "clip": 1.0},
 }
 STAGE = {"steps": int, "batch": int, "warmup": int, "lr": dict}
@@ -16,13 +16,13 @@ KEYS = {
          "checkpoint_every": int, "validation": int, "student": dict, "transfer": dict,
          "transfer_from": str, "distill_from": str, "distill": dict},
     "student": {"window": int, "n_sink": int, "softmax_layers": (list, dict), "affine": bool,
-                "linear": bool, "init_scale": float, "init_factor": float},
+                "linear": bool, "init_scale": float, "init_factor": float, "trained_length": int},
     "transfer": {**STAGE, "positions": int},
     "distill": {**STAGE, "positions": int, "rank": int, "alpha": float, "loss": str, "clip": float},
     "lr": {"maps": float, "factors": float, "lora": float},
 }
 LEAST = {"log_every": 1, "evaluate_every": 1, "checkpoint_every": 1, "validation": 1, "window": 1,
-         "n_sink": 0, "steps": 1, "batch": 1, "warmup": 0, "rank": 1, "positions": 0}
+         "n_sink": 0, "trained_length": 0, "steps": 1, "batch": 1, "warmup": 0, "rank": 1, "positions": 0}
 
 
 def check(values, kind, path):

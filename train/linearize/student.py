@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from . import attention
+from .llama import rotate
 
 EPS = 1e-12
 PARTS = "qkv"
@@ -34,6 +35,7 @@ class Student:
         self.window, self.sinks = options["window"], options["n_sink"]
         self.softmax = set(options["softmax_layers"])
         self.linear, self.affine = options["linear"], options["affine"]
+        self.length, self.turns = options.get("trained_length", 0), None
         self.scale = lora["alpha"] / lora["rank"] if lora else 0
         self.parameters = {}
         n, D = llama.n_layers, llama.head_dim
@@ -117,10 +119,27 @@ class Student:
         """The window's sums with the linear ones, of positions from `window` on."""
         map_q, map_k, factor = maps
         gamma = factor[0].sigmoid()
+        if self.turns:
+            q, k = (rotate(x, cos[:x.shape[2]], sin[:x.shape[2]]) for x, (cos, sin) in zip((q, k), self.turns))
         fq, fk = attention.features(q, k, map_q, map_k, EPS)
         far = attention.far_sums(fq, fk, v, self.window, self.sinks)
+        if self.length:
+            n = torch.arange(1, far[0].shape[2] + 1, device=q.device) - self.sinks
+            share = (self.length / n.clamp(min=self.length))[:, None]
+            far = [x * share for x in far]
         num_far, den_far = (x * (1 - gamma) for x in far) if self.affine else far
         return num * gamma + num_far, den * gamma + den_far
+
+    def start(self, ids, first):
+        """As Llama.start. With a trained length L, maps see queries at L - 1 and keys at L/2 - 1 at most: later
+        ones are turned back to these."""
+        x = self.llama.start(ids, first)
+        if self.length:
+            at = torch.arange(first, first + ids.shape[1] + self.window, device=x.device)
+            cos, sin = self.llama.table
+            back = [(at - last).clamp(0, len(cos) - 1) for last in (self.length - 1, self.length // 2 - 1)]
+            self.turns = [(cos[d], -sin[d]) for d in back]
+        return x
 
     def layer(self, weights, own, x):
         q, k, v = self.llama.qkv(weights, x, self.lora(own, PARTS))
@@ -128,7 +147,7 @@ class Student:
 
     def hidden(self, ids, recompute=False, first=0):
         """[B, T], at positions `first` and on -> [B, T, d]; `recompute`: keep only layers' inputs for the backward pass."""
-        x, learning = self.llama.start(ids, first), torch.is_grad_enabled()
+        x, learning = self.start(ids, first), torch.is_grad_enabled()
         # Checkpoints need a gradient of their inputs, and layers of one kind are compiled once.
         x.requires_grad_(learning)
         for i, weights in enumerate(self.llama.layers):

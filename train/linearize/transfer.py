@@ -25,7 +25,7 @@ def errors(student, ids, first, learn, error_of, after):
     compiled"""
     llama, found = student.llama, []
     with torch.no_grad():
-        x = llama.start(ids, first)
+        x = student.start(ids, first)
         for i, weights in enumerate(llama.layers):
             with torch.set_grad_enabled(learn):
                 error, y = error_of(student, weights, student.own(i), x)
