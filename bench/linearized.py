@@ -14,10 +14,8 @@ NAMES = {"original": "original, softmax", "swap": "untrained maps", "window": "w
          "window-sinks": "window and sinks, untrained", "control-window": "window, LoRA, no linear part",
          "control": "window, sinks, LoRA, no linear part",
          "control-softmax": "window, sinks, 8 softmax layers, LoRA, no linear part",
-         "as-lolcats": "**as LoLCATs specifies**", "sinks": "**with sinks**",
-         "sinks-softmax": "**with sinks and 8 softmax layers**",
-         "as-lolcats-long": "**as LoLCATs specifies, long**", "sinks-long": "**with sinks, long**",
-         "sinks-softmax-long": "**with sinks and 8 softmax layers, long**"}
+         "as-lolcats": "**as LoLCATs specifies**", "as-lolcats-held": "the same, trained length 1,024, no more training",
+         "sinks": "**with sinks**", "sinks-softmax": "**with sinks and 8 softmax layers**"}
 
 
 def questions(path, n):

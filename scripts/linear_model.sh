@@ -5,6 +5,7 @@
 #                                      window-sinks: and the first four, untrained
 #                                      swap: the window and untrained maps (needs PyTorch: docs/linearize.md)
 #                                      a delta of models/: sinks is models/smollm2-sinks.pt
+#                                      DELTA-held: with trained_length=1024, without training for it
 # LINNET_CACHE (default ~/.cache/linnet): where they lie. TORCH_PYTHON (default python3): who makes `swap`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -36,7 +37,8 @@ if [ ! -f "$folder/base/config.json" ]; then
     mv "$part/base" "$folder/base"
 fi
 for name in "$@"; do
-    delta=models/smollm2-$name
+    delta=models/smollm2-${name%-held} options=()
+    [ "$name" = "${name%-held}" ] || options=(--set trained_length=1024)
     case $name in
     original)
         model=$folder/original.gguf
@@ -63,7 +65,7 @@ for name in "$@"; do
             exit 1
         fi
         model=$folder/$name-$(sum "$delta.pt" "$delta.yaml").gguf
-        export_as "$model" --lolcats "$delta.pt" --lolcats-config "$delta.yaml"
+        export_as "$model" --lolcats "$delta.pt" --lolcats-config "$delta.yaml" "${options[@]}"
         ;;
     esac
     echo "$model"

@@ -195,7 +195,11 @@ class Stages(Folder):
         self.assertEqual([card[k]["run"] for k in ("transfer", "distill before", "distill")], ["a", "a", "e"])
         gguf = self.export(self.base, self.path("b.gguf"), "--lolcats", self.path("new", "b.pt"),
                            "--lolcats-config", self.path("new", "b.yaml"))
-        mixers = GGUFReader(gguf).fields["linnet.mixers"].contents()
+        fields = GGUFReader(gguf).fields
+        self.assertEqual(fields["linnet.lolcats.trained_length"].contents(), LENGTH)
+        self.linearize("delta", os.path.join(runs, "b", "distill"), "-o", self.path("new", "b0.pt"), "--trained-length", "0")
+        self.assertNotIn("trained_length", Path(self.path("new", "b0.yaml")).read_text())
+        mixers = fields["linnet.mixers"].contents()
         self.assertEqual([i for i, m in enumerate(mixers) if m == "softmax"], [first])
         self.linearize("check", os.path.join(runs, "a/transfer"), *self.where, "--linnet", LINNET, "--limit", "0",
                        fails="differ by")

@@ -52,8 +52,8 @@ def sensitivity(args):
 
 def delta(args):
     need_torch()
-    from .delta import write
-    print(*write(args.run, args.out))
+    from .delta import trained_length, write
+    print(*write(args.run, args.out, trained_length(args.run) if args.trained_length is None else args.trained_length))
 
 
 def untrained(args):
@@ -146,6 +146,8 @@ def parse(argv):
     p = add("delta", delta, "a finished run as OUT.pt and OUT.yaml, for python3 -m export --lolcats, and its card, OUT.json")
     p.add_argument("run", help="a run's folder: FOLDER/NAME/transfer or FOLDER/NAME/distill")
     p.add_argument("-o", "--out", required=True)
+    p.add_argument("--trained-length", type=int, metavar="L", help="hold the linear part beyond L tokens as it is there "
+                   "(default: what it was trained on; 0: never, as upstream)")
     p = add("untrained", untrained, "a config's model before any training, for comparison")
     p.add_argument("config")
     p.add_argument("--base", required=True)

@@ -20,16 +20,29 @@ def read_run(folder):
         raise TrainError(f"{folder}: not a run: {e.strerror}")
 
 
-def options_of(config, head_dim):
-    """The run's config as LoLCATs' yaml."""
+def trained_length(folder):
+    """What the run's linear part was trained on; 0 without one."""
+    config = read_run(folder)
+    if not config["student"]["linear"]:
+        return 0
+    return config["student"].get("trained_length") or positions_of(config)
+
+
+def positions_of(config):
+    return max(config["data"]["length"], config[config["stage"]].get("positions", 0))
+
+
+def options_of(config, head_dim, length=None):
+    """The run's config as LoLCATs' yaml; `length`: a trained length, if another than the run's."""
     s = config["student"]
+    length = s.get("trained_length", 0) if length is None else length
     attention = {"attention_type": "lolcats_llama_window_sw" if s["linear"] else "window_softmax",
                  "window_size": s["window"], "n_sink": s["n_sink"],
                  "softmax_attentions": config["softmax"] if config["stage"] != "transfer" else []}
     if s["linear"]:
         attention.update(
             affine_attention_factors=s["affine"], init_window_factor=s["init_factor"],
-            **({"trained_length": s["trained_length"]} if s.get("trained_length") else {}),
+            **({"trained_length": length} if length else {}),
             feature_map="softmax_dim", feature_map_kwargs={"eps": 1e-12, "fullspace": True},
             learned_kernel="untied_head_einsum", tie_qk_kernels=False,
             learned_kernel_kwargs={"feature_dim": head_dim, "skip_connection": False, "bias": False})
@@ -60,7 +73,7 @@ def stages(folder, config):
     return stages(before, read_run(before)) + [folder]
 
 
-def card(folder, config, name, file):
+def card(folder, config, name, file, held):
     out = {"name": name, "parameters": read_json(os.path.join(folder, "result.json"))["parameters"],
            "sha256": sha256(file), "seed": config["seed"], "softmax layers": config["softmax"]}
     curve, places = [], stages(folder, config)
@@ -78,9 +91,11 @@ def card(folder, config, name, file):
             out["sensitivity"] = read_json(measured)
     for row in curve:
         row.get("validation", {}).pop("layers", None)
-    length = max(config["data"]["length"], config[config["stage"]].get("positions", 0))
-    return {**out, "student": config["student"], "teacher": config["teacher"], "data": config["data"],
-            "limits": [f"trained on {length} positions: whatever is longer is extrapolation",
+    length = positions_of(config)
+    return {**out, "student": {**config["student"], "trained_length": held}, "teacher": config["teacher"],
+            "data": config["data"],
+            "limits": [f"trained on {length} positions: whatever is longer is extrapolation" +
+                       (f", with the linear part held as it is at {held}" if held else ""),
                        "of texts of the kinds in `data`", "one seed; no other rates were tried in this run"],
             "curve": curve}
 
@@ -92,15 +107,18 @@ def stem_of(out):
     return stem
 
 
-def write(folder, out):
-    """OUT.pt, and OUT.yaml and OUT.json beside it. -> the paths of the first two"""
+def write(folder, out, length=None):
+    """OUT.pt, and OUT.yaml and OUT.json beside it. `length`: a trained length for the linear part, if another
+    than the run's. -> the paths of the first two"""
     config, tensors = tensors_of(folder)
+    if length is None:
+        length = config["student"].get("trained_length", 0)
     maps = next((t for n, t in tensors.items() if group_of(n) == "maps"), None)
     stem = stem_of(out)
     save(stem + ".pt", tensors)
     with open(stem + ".yaml", "w") as f:
-        yaml.safe_dump(options_of(config, maps.shape[-1] if maps is not None else 0), f, sort_keys=False)
-    write_card(stem + ".json", card(folder, config, os.path.basename(stem), stem + ".pt"))
+        yaml.safe_dump(options_of(config, maps.shape[-1] if maps is not None else 0, length), f, sort_keys=False)
+    write_card(stem + ".json", card(folder, config, os.path.basename(stem), stem + ".pt", length))
     refresh_readme(os.path.dirname(stem) or ".")
     return stem + ".pt", stem + ".yaml"
 
