@@ -4,7 +4,7 @@ import re
 import tempfile
 import unittest
 
-from tests.asking import ask, post, raw, split, user
+from tests.asking import ask, post, raw, split, user, wait_until
 from tests.serving import CHAT, Serving
 
 KEYS = ["sk-first-key", "x", "a key with spaces and $igns"]
@@ -152,6 +152,7 @@ class Log(unittest.TestCase):
             ask(s, "GET", "/v1/models?secret=1")
             raw(s, b"GET /%0alinnet:%20forged%1b[31m HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             raw(s, b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            wait_until(lambda: "POST" in s.log() and "/aaa" in s.log())  # lines follow their answers
             log = s.log()
         self.assertRegex(log, r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ 200 POST /v1/chat/completions \d+\.\d+ s; \d+ \+ \d tokens")
         self.assertNotIn("private", log)
