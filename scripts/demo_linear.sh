@@ -2,7 +2,7 @@
 # SmolLM2-135M-Instruct and a linearization of it side by side: what they answer, how fast, with how much
 # state.
 #   scripts/demo_linear.sh [DELTA [QUESTION...]]    DELTA of models/smollm2-DELTA.pt; default sinks
-# The deltas hold for about 1,500 tokens (docs/linearize.md): speed and state are shown beyond.
+# as-lolcats holds for about 1,500 tokens, the others on (docs/linearize.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 delta=${1:-sinks}
@@ -27,5 +27,5 @@ for question in "$@"; do
     done
     pr -m -t -w $((2 * half + 2)) "$answers/0" "$answers/1" | expand
 done
-printf '\nSpeed of decoding and state of one sequence, original and linearized (which holds for about 1,500 tokens):\n\n'
+printf '\nSpeed of decoding and state of one sequence, original and linearized:\n\n'
 ./linnet bench -m "${models[0]}" -m "${models[1]}" -p 0 -n 32 -r 3 -d 0,2048,8192 -o md --quiet

@@ -50,10 +50,19 @@ def sensitivity(args):
               args.compile))
 
 
+def trained_length(args):
+    if args.trained_length is not None:
+        if args.trained_length < 0:
+            raise TrainError(f"--trained-length is {args.trained_length}, expected at least 0")
+        return args.trained_length
+    from .delta import trained_length
+    return trained_length(args.run)
+
+
 def delta(args):
     need_torch()
-    from .delta import trained_length, write
-    print(*write(args.run, args.out, trained_length(args.run) if args.trained_length is None else args.trained_length))
+    from .delta import write
+    print(*write(args.run, args.out, trained_length(args)))
 
 
 def untrained(args):
@@ -68,7 +77,7 @@ def untrained(args):
 def check(args):
     need_torch()
     from .check import compare
-    error = compare(args.run, args.base, args.data, args.linnet)
+    error = compare(args.run, args.base, args.data, args.linnet, trained_length(args))
     print(f"largest difference of a logit: {error:.2e} of the RMS")
     if not error <= args.limit:
         raise TrainError(f"the logits of linnet and PyTorch differ by {error:.2e} of their RMS, expected at most "
@@ -98,6 +107,10 @@ def parse(argv):
         p = commands.add_parser(name, help=help, description=help)
         p.set_defaults(work=work)
         return p
+
+    def add_length(p):
+        p.add_argument("--trained-length", type=int, metavar="L", help="hold the linear part beyond L tokens as it is "
+                       "there (default: what it was trained on; 0: never, as upstream)")
 
     def add_training(p):
         p.add_argument("--base", required=True, help="folder of the teacher")
@@ -146,8 +159,7 @@ def parse(argv):
     p = add("delta", delta, "a finished run as OUT.pt and OUT.yaml, for python3 -m export --lolcats, and its card, OUT.json")
     p.add_argument("run", help="a run's folder: FOLDER/NAME/transfer or FOLDER/NAME/distill")
     p.add_argument("-o", "--out", required=True)
-    p.add_argument("--trained-length", type=int, metavar="L", help="hold the linear part beyond L tokens as it is there "
-                   "(default: what it was trained on; 0: never, as upstream)")
+    add_length(p)
     p = add("untrained", untrained, "a config's model before any training, for comparison")
     p.add_argument("config")
     p.add_argument("--base", required=True)
@@ -158,6 +170,7 @@ def parse(argv):
     p.add_argument("--data", required=True)
     p.add_argument("--linnet", default="./linnet")
     p.add_argument("--limit", type=float, default=1e-3, help="of the largest difference over the RMS (1e-3)")
+    add_length(p)
     p = add("curves", curves, "loss curves as SVG")
     p.add_argument("run", nargs="+")
     p.add_argument("-o", "--out", required=True)

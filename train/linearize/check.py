@@ -25,17 +25,18 @@ def export(base, maps, options, out, kind="f32"):
     return done.stderr
 
 
-def compare(folder, base, data, program, n=512):
+def compare(folder, base, data, program, length, n=512):
     """-> the largest difference of a logit over the RMS of all, on `n` tokens of validation text,
     or twice the trained length"""
     llama = Llama(base)
     _, student = load_student(llama, folder)
-    n = max(n, 2 * student.length)
+    student.length = length
+    n = max(n, 2 * length)
     ids = Sequences(data, 0, llama.vocab).rows("validation", [0])[:, :n]
     with torch.no_grad():
         want = (student.hidden(ids)[0] @ llama.head.t()).numpy()
     with tempfile.TemporaryDirectory() as d:
-        maps, options = write(folder, os.path.join(d, "delta"))
+        maps, options = write(folder, os.path.join(d, "delta"), length)
         gguf, npy = os.path.join(d, "model.gguf"), os.path.join(d, "logits.npy")
         export(base, maps, options, gguf)
         linnet(program, "logits", gguf, "--ids", "-", "-o", npy, "--activations", "exact", "--quiet",
