@@ -247,7 +247,7 @@ $(BUILD)/bench/states: bench/states.c $(BUILD)/server/store_redis.c.o $(BUILD)/l
 tradeoff: linnet ## recall against state and speed of the committed models: table, charts, report
 	@scripts/tradeoff.sh
 
-linearized: deps linnet ## what linearizing SmolLM2-135M costs: the deltas of models/, controls, the original (75 minutes)
+linearized: deps linnet ## what linearizing SmolLM2-135M costs: the deltas of models/, controls, the original (80 minutes)
 	@scripts/linearized.sh
 
 bench: $(BENCHES) ## the programs of bench/ (its README tells what they measure)

@@ -92,8 +92,7 @@ typedef struct {
     bool learned_positions;
     int window;           /* default of every layer, 0 = whole context */
     int n_sink;           /* the first positions, which every window also sees */
-    int trained_length;   /* of LoLCATs' linear part, which is held beyond it (attention/lolcats.c);
-                             0:   never */
+    int trained_length;   /* LoLCATs' linear part is held beyond it (attention/lolcats.c); or 0 */
     bool tied;            /* the output matrix is the embedding */
     bool gated_attention; /* softmax layers: W^Q gives [query | gate] per head */
     bool ffn_norm_is_post_attention; /* ffn_norm is called post_attention_norm (Qwen3-Next) */
@@ -141,8 +140,8 @@ struct linnet_model {
     } most;                                             /* of any layer */
     size_t state_bytes;     /* of all mixers' fixed-size state, per session */
     atomic_uintptr_t spare; /* the backend's memory for a copy of one, 0: none or in use */
-    int map_lag; /* trained_length: a row's key enters LoLCATs' linear part so many rows later, -1:
-                    no such layer yet */
+    int map_lag; /* with cfg.trained_length: rows after its own until a key enters LoLCATs' linear
+                    part; -1: no such layer yet */
     size_t work_floats; /* the most that a mixer wants per row */
     size_t widest;      /* columns of the widest matrix */
     bool post_norms;    /* some layer normalizes its outputs */

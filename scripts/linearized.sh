@@ -28,9 +28,8 @@ names=(original)
 "${TORCH_PYTHON:-python3}" -c 'import torch' 2>/dev/null && names+=(swap) ||
     echo "linearized.sh: no PyTorch (docs/linearize.md): the row of the untrained maps is left out" >&2
 names+=(window window-sinks)
-for name in control-window control control-softmax as-lolcats sinks sinks-softmax; do
-    [ ! -f "models/smollm2-$name.pt" ] || names+=("$name")
-    [ "$name" != as-lolcats ] || [ ! -f "models/smollm2-$name.pt" ] || names+=("$name-held")
+for name in control-window control control-softmax as-lolcats as-lolcats-held sinks sinks-softmax; do
+    [ ! -f "models/smollm2-${name%-held}.pt" ] || names+=("$name")
 done
 
 # $1: file of rows; the rest: what recall or bench is to do.

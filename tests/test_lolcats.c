@@ -2,9 +2,7 @@
  * (tests/golden/make_lolcats.py). That they match their formulas, and themselves however a prompt
  * is cut, is in test_forward.c and test_window_modes.c. */
 #include "../model.h"
-#include "support.h"
-
-#include <unistd.h>
+#include "broken.h"
 
 enum { LONG = 4096, MANY = 20000 };
 
@@ -112,31 +110,16 @@ static void trained_lengths_that_are_refused(void **state) {
     static const struct {
         const char *key;
         size_t at; /* behind the key */
-        uint8_t value;
+        char value;
     } lies[] = {{"linnet.lolcats.terrace", 4, 1},
                 {"linnet.attention.window_layers", 4 + 4 + 8 + 2 * 4, 8}};
-    char path[] = "/tmp/linnet_lolcats_XXXXXX";
-    int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    close(fd);
+    const char *model = "lolcats_trained_length";
     for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
-        FILE *f = fopen("tests/data/models/lolcats_trained_length.gguf", "rb");
-        static uint8_t bytes[1 << 20];
-        assert_non_null(f);
-        size_t n = fread(bytes, 1, sizeof bytes, f), key = strlen(lies[i].key);
-        fclose(f);
-        uint8_t *found = memmem(bytes, n, lies[i].key, key);
-        assert_non_null(found);
-        found[key + lies[i].at] = lies[i].value;
-        assert_non_null(f = fopen(path, "wb"));
-        assert_int_equal(fwrite(bytes, 1, n, f), n);
-        fclose(f);
-        linnet_model *m;
-        linnet_error err;
-        assert_int_equal(linnet_model_open(&m, path, NULL, &err), LINNET_ERR_UNSUPPORTED);
-        if (!strstr(err.text, "sliding windows of one length")) fail_msg("%s", err.text);
+        bytes b = read_file(model);
+        find(b, lies[i].key)[strlen(lies[i].key) + lies[i].at] = lies[i].value;
+        check_opens_with(model, lies[i].key, b, LINNET_ERR_UNSUPPORTED,
+                         "sliding windows of one length");
     }
-    unlink(path);
 }
 
 int main(void) {

@@ -55,8 +55,8 @@ def trained_length(args):
         if args.trained_length < 0:
             raise TrainError(f"--trained-length is {args.trained_length}, expected at least 0")
         return args.trained_length
-    from .delta import trained_length
-    return trained_length(args.run)
+    from .delta import trained_on
+    return trained_on(args.run)
 
 
 def delta(args):

@@ -25,13 +25,13 @@ def export(base, maps, options, out, kind="f32"):
     return done.stderr
 
 
-def compare(folder, base, data, program, length, n=512):
-    """-> the largest difference of a logit over the RMS of all, on `n` tokens of validation text,
-    or twice the trained length"""
+def compare(folder, base, data, program, length):
+    """-> the largest difference of a logit over the RMS of all, on 512 tokens of validation text,
+    or on twice the trained length"""
     llama = Llama(base)
     _, student = load_student(llama, folder)
     student.length = length
-    n = max(n, 2 * length)
+    n = max(512, 2 * length)
     ids = Sequences(data, 0, llama.vocab).rows("validation", [0])[:, :n]
     with torch.no_grad():
         want = (student.hidden(ids)[0] @ llama.head.t()).numpy()

@@ -20,7 +20,7 @@ def read_run(folder):
         raise TrainError(f"{folder}: not a run: {e.strerror}")
 
 
-def trained_length(folder):
+def trained_on(folder):
     """What the run's linear part was trained on; 0 without one."""
     config = read_run(folder)
     if not config["student"]["linear"]:
@@ -32,10 +32,9 @@ def positions_of(config):
     return max(config["data"]["length"], config[config["stage"]].get("positions", 0))
 
 
-def options_of(config, head_dim, length=None):
-    """The run's config as LoLCATs' yaml; `length`: a trained length, if another than the run's."""
+def options_of(config, head_dim, length):
+    """The run's config as LoLCATs' yaml, with this trained length."""
     s = config["student"]
-    length = s.get("trained_length", 0) if length is None else length
     attention = {"attention_type": "lolcats_llama_window_sw" if s["linear"] else "window_softmax",
                  "window_size": s["window"], "n_sink": s["n_sink"],
                  "softmax_attentions": config["softmax"] if config["stage"] != "transfer" else []}
@@ -107,12 +106,10 @@ def stem_of(out):
     return stem
 
 
-def write(folder, out, length=None):
-    """OUT.pt, and OUT.yaml and OUT.json beside it. `length`: a trained length for the linear part, if another
-    than the run's. -> the paths of the first two"""
+def write(folder, out, length):
+    """OUT.pt, and OUT.yaml and OUT.json beside it. `length`: the linear part's trained length, 0 for
+    none. -> the paths of the first two"""
     config, tensors = tensors_of(folder)
-    if length is None:
-        length = config["student"].get("trained_length", 0)
     maps = next((t for n, t in tensors.items() if group_of(n) == "maps"), None)
     stem = stem_of(out)
     save(stem + ".pt", tensors)
@@ -130,7 +127,7 @@ def untrained(llama, config, out):
     stem = stem_of(out)
     save(stem + ".pt", {n: t.half() for n, t in student.state().items()})
     with open(stem + ".yaml", "w") as f:
-        yaml.safe_dump(options_of({**config, "stage": "transfer"}, llama.head_dim), f, sort_keys=False)
+        yaml.safe_dump(options_of({**config, "stage": "transfer"}, llama.head_dim, options["trained_length"]), f, sort_keys=False)
     return stem + ".pt", stem + ".yaml"
 
 
